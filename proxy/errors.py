@@ -1,0 +1,81 @@
+"""Errors of ours: the one exception type of the path, and how it looks on the wire.
+
+Facts
+  - Anthropic's error body is ``{"type":"error","error":{"type":T,"message":M},"request_id":R}``
+    and ``R`` equals the ``request-id`` response header (platform.claude.com, API errors page).
+  - SDKs choose the exception class by status, and read ``error.type`` for mid-stream errors,
+    where the status is already 200.
+
+Rules
+  1. Inside the path only `ProxyError` travels; foreign exceptions are mapped where they arise.
+  2. An error knows the status for the client, who caused it, and whether a retry is allowed.
+  3. A message says what is wrong and what to do about it. It never holds a secret or an
+     exception's text, because exception texts hold URLs, header lines and keys.
+
+Not here: upstream's own error answers. They are relayed untouched and never become a `ProxyError`.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import orjson
+
+
+class Source(enum.Enum):
+    """Who caused an error; the first letter of the ending in the access log."""
+
+    DOWNSTREAM = "D"
+    UPSTREAM = "U"
+    PROXY = "P"
+
+
+class ProxyError(Exception):
+    """What went wrong on the path, as much as the client may know.
+
+    `event` names the failure for the plan's fallback table and the attempt header: ``connect``,
+    ``reset``, ``timeout``, ``protocol``, ``stream_error``; it is empty when no retry may follow.
+    `reused` says that the connection came from the pool, so that upstream most likely never saw
+    the request. `offset` is the byte of the request body at fault. `headers` go out with the answer.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        source: Source = Source.PROXY,
+        event: str = "",
+        reused: bool = False,
+        offset: int | None = None,
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.source = source
+        self.event = event
+        self.reused = reused
+        self.offset = offset
+        self.headers = headers
+
+
+ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+"""``error.type`` by status; other 4xx are ``invalid_request_error``, other 5xx ``api_error``."""
+
+
+def body(error: ProxyError, request_id: str) -> bytes:
+    """`error` as the JSON body of an answer, or as the data of an SSE ``error`` event."""
+    kind = ANTHROPIC_TYPES.get(error.status) or ("invalid_request_error" if error.status < 500 else "api_error")
+    return orjson.dumps(
+        {"type": "error", "error": {"type": kind, "message": error.message}, "request_id": request_id}
+    )
