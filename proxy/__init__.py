@@ -1,3 +1,36 @@
-"""Verbatim: a reverse proxy for LLM APIs that never re-encodes a body."""
+"""Verbatim: a reverse proxy for LLM APIs that never re-encodes a body.
+
+The map. Three kinds of room; imports go one way, House -> Path -> Pure, and a test holds that.
+
+Pure: bytes and values in, bytes and values out. No asyncio, no clock, no I/O.
+  config      the YAML file as values          schema     YAML with positions, problems with lines
+  errors      the one exception of the path    routes     path -> wire format
+  body        the scan and the splice          coding     looking into compressed bodies
+  headers     which fields pass                plan       model -> targets
+  sse         boundaries, pings, error events  usage      tokens seen passing
+  results     ``results_url`` of batches
+
+Path: what a request walks through.
+  exchange    one request's record             handle     THE PATH, read top to bottom
+  incoming    the request and its body         keys       credential -> key
+  attempt     the plan's loop, every retry     upstream   the door to the providers, the pool
+  connection  one connection                   answer     one upstream answer, its framing and timers
+  relay       the only room that streams downstream
+
+House: around it.
+  server      sockets, start, stop             metrics    ``/metrics``
+  accesslog   one line per request             demo       the show; demo_upstream, demo_answers: its provider
+  __main__    the command line
+
+The rules (the first: a rule may be broken where a comment says why).
+  1. ``upstream``, ``connection`` and ``answer`` alone know how an upstream connection works; ``relay``
+     alone writes downstream.
+  2. Bodies are immutable bytes, never re-encoded.
+  3. ``attempt`` decides every retry, and nobody else.
+  4. Inside the path one exception type travels; foreign ones are mapped at the edge.
+  5. Hop-by-hop names and credential names stand in ``headers`` only.
+  6. No module state, no effect at import.
+  7. A task has an owner that awaits or cancels it; nothing blocks the loop.
+"""
 
 __version__ = "0.1.0"

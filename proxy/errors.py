@@ -75,7 +75,15 @@ ANTHROPIC_TYPES = {
 
 def body(error: ProxyError, request_id: str) -> bytes:
     """`error` as the JSON body of an answer, or as the data of an SSE ``error`` event."""
-    kind = ANTHROPIC_TYPES.get(error.status) or ("invalid_request_error" if error.status < 500 else "api_error")
-    return orjson.dumps(
-        {"type": "error", "error": {"type": kind, "message": error.message}, "request_id": request_id}
-    )
+    other = "invalid_request_error" if error.status < 500 else "api_error"
+    details = {"type": ANTHROPIC_TYPES.get(error.status, other), "message": error.message}
+    return orjson.dumps({"type": "error", "error": details, "request_id": request_id})
+
+
+def is_error_body(data: bytes) -> bool:
+    """Whether `data` is an error answer in the wire format's shape."""
+    try:
+        parsed = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(parsed, dict) and parsed.get("type") == "error"

@@ -1,0 +1,111 @@
+"""The command line: ``serve``, ``check``, ``demo``, ``version``.
+
+Exit codes: 0 when all went well, 1 when the config has problems or an address is taken, 2 for a call
+that is not understood.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+from . import __version__, config, demo
+from .accesslog import AccessLog
+from .config import Config, ConfigError
+from .server import Server
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    command = arguments.command
+    if command == "version":
+        print(f"verbatim-proxy {__version__}")
+        return 0
+    if command == "demo":
+        return asyncio.run(demo.run(arguments.listen, arguments.once, sys.stdout))
+    try:
+        loaded = _load(arguments.config)
+    except (ConfigError, OSError, UnicodeDecodeError) as error:
+        _complain(arguments.config, error)
+        return 1
+    if command == "check":
+        print(
+            f"{arguments.config}: good, {len(loaded.providers)} providers, {len(loaded.models)} model aliases"
+        )
+        return 0
+    return asyncio.run(_serve(loaded, arguments.listen))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "verbatim-proxy", description="A reverse proxy for LLM APIs that never re-encodes."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    serve = commands.add_parser("serve", help="serve; without a config, as a local dev proxy")
+    serve.add_argument(
+        "--config", metavar="FILE", help="the YAML config; default: known providers, your own credentials"
+    )
+    serve.add_argument(
+        "--listen", metavar="ADDR", action="append", help="HOST:PORT or unix:PATH, instead of the config's"
+    )
+    check = commands.add_parser("check", help="say every problem of a config, with its line")
+    check.add_argument("--config", metavar="FILE", required=True)
+    show = commands.add_parser("demo", help="watch it work, without a key and without a network")
+    show.add_argument("--listen", metavar="ADDR", default="127.0.0.1:8080")
+    show.add_argument("--once", action="store_true", help="end after the show")
+    commands.add_parser("version", help="print the version")
+    return parser
+
+
+def _load(path: str | None) -> Config:
+    if path is None:
+        return config.local(os.environ)
+    return config.load(Path(path).read_text("utf-8"), os.environ, lambda name: Path(name).read_text("utf-8"))
+
+
+def _complain(path: str | None, error: Exception) -> None:
+    if isinstance(error, ConfigError):
+        for problem in error.problems:
+            print(f"{path}: {problem}", file=sys.stderr)
+    elif isinstance(error, OSError):
+        print(f"{path}: cannot be read: {error.strerror}", file=sys.stderr)
+    else:
+        print(f"{path}: is not UTF-8", file=sys.stderr)
+
+
+async def _serve(loaded: Config, listen: list[str] | None) -> int:
+    if listen:
+        loaded = dataclasses.replace(loaded, listen=tuple(listen))
+    server = Server(loaded, log=AccessLog(_write_line))
+    try:
+        await server.start()
+    except (OSError, RuntimeError) as error:
+        print(f"cannot start: {error}", file=sys.stderr)
+        await server.stop()
+        return 1
+    logging.getLogger("proxy").info("serving on %s", ", ".join(server.addresses))
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    await stopping.wait()
+    logging.getLogger("proxy").info("stopping: open requests may finish")
+    await server.stop()
+    return 0
+
+
+def _write_line(data: bytes) -> None:
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,357 @@
+"""An upstream answer: HTTP/1.1 framing, and the timers of every wait for it.
+
+Facts
+  - llhttp, through `httptools`, is strict: repeated or odd ``Content-Length``, length beside chunked,
+    obs-fold, bare LF, NUL and bad chunk sizes are errors. It does not know ``HEAD``, cannot tell the
+    end of a body that lasts until close, and takes ``gzip, chunked`` and HTTP/2.0; these are judged
+    here (RFC 9112 section 6.3).
+  - After a complete message llhttp goes on parsing, so bytes behind an answer show up as another one.
+
+Rules
+  1. The face is narrow: `start` waits for the head, `read` gives bytes, then ``b""``, or raises
+     `ProxyError`; `abort` at any moment.
+  2. Every wait has a timer of ours, and one handle per answer: it is armed again when it fires early.
+  3. Only a message that ended exactly where it said, with nothing behind it, gives its connection back.
+  4. What upstream sends is handed on as it came; at most about `HIGH_WATER` bytes wait here.
+
+Not here: retries (`attempt`), header rules (`headers`), what the bytes mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from typing import NamedTuple
+
+import httptools
+
+from .config import NetworkConfig
+from .connection import Connection, Origin
+from .errors import ProxyError, Source
+
+HIGH_WATER = 65536
+"""Bytes of a body that wait here before reading from upstream pauses."""
+
+SEND_BYTES = 262144
+"""A request body goes out in slices of this size, so that other streams get their turn between."""
+
+MAX_HEAD_BYTES = 65536
+MAX_INTERIM = 64
+"""Interim (1xx) responses before the final one."""
+
+_NO_BODY = (204, 304)
+
+
+class Request(NamedTuple):
+    """What is written upstream. `head` lacks the final empty line; `body` is None when there is none."""
+
+    origin: Origin
+    method: str
+    head: bytes
+    body: bytes | AsyncGenerator[bytes, None] | None
+    chunked: bool
+    network: NetworkConfig
+    fresh: bool
+    """Take no pooled connection: what is sent once cannot be sent again."""
+
+
+class Answer:
+    """An upstream answer: its head, then its body. Also the parser's callbacks."""
+
+    def __init__(self, connection: Connection, request: Request) -> None:
+        self.status = 0
+        self.reason = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self._connection: Connection | None = connection
+        self._reused = connection.reused
+        self._request = request
+        self._loop = asyncio.get_running_loop()
+        self._parser = httptools.HttpResponseParser(self)
+        self._chunks: list[bytes] = []
+        self._waiting_bytes = 0
+        self._head_bytes = 0
+        self._interim = 0
+        self._until_close = False
+        self._keep_alive = False
+        self._has_head = False
+        self._ended = False
+        self._clean = True
+        self._paused = False
+        self._sending: asyncio.Task[None] | None = None
+        self._error: ProxyError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._silent_after = 0.0
+        self._patient_until = 0.0
+        connection.answer = self
+
+    # The face.
+
+    async def start(self) -> None:
+        """Write the request and wait for the head."""
+        connection, request = self._connection, self._request
+        if connection is None or connection.transport.is_closing():
+            raise self._lost_error()
+        self._silent_after = self._loop.time() + request.network.first_byte_timeout
+        body = request.body
+        if body is None or (isinstance(body, bytes) and len(body) <= HIGH_WATER):
+            connection.transport.write(request.head + b"\r\n" + (body or b""))
+        else:
+            connection.transport.write(request.head + b"\r\n")
+            self._sending = self._loop.create_task(self._send(connection, body))
+        while not self._has_head and self._error is None:
+            await self._wait()
+        if self._error is not None:
+            raise self._error
+
+    async def read(self, patience: float | None = None) -> bytes | None:
+        """The next bytes of the body, ``b""`` after the last, or None after `patience` seconds of silence.
+
+        Raises `ProxyError` when the answer is cut, garbled, or silent for ``idle_timeout``.
+        """
+        if not self._chunks and not self._ended and self._error is None:
+            self._patient_until = self._loop.time() + patience if patience is not None else 0.0
+            await self._wait()
+        if self._chunks:
+            return self.ready()
+        if self._error is not None:
+            raise self._error
+        return b"" if self._ended else None
+
+    async def body(self, limit: int) -> bytes:
+        """The rest of the body, whole. Raises `ProxyError` 502 beyond `limit` bytes."""
+        parts = []
+        size = 0
+        while part := await self.read():
+            parts.append(part)
+            size += len(part)
+            if size > limit:
+                raise _error(502, f"The provider's answer is larger than {limit} bytes.", "")
+        return b"".join(parts)
+
+    def abort(self) -> None:
+        """Close the connection at once unless the answer is complete. May be called again."""
+        self._settle()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.answer = None
+            connection.abort()
+
+    def ready(self) -> bytes:
+        """The bytes of the body that are here already, without waiting."""
+        data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._chunks.clear()
+        self._waiting_bytes = 0
+        if self._paused:
+            self._resume()
+        return data
+
+    # What the connection says.
+
+    def feed(self, data: memoryview) -> None:
+        if self._has_head:
+            self._silent_after = self._loop.time() + self._request.network.idle_timeout
+        else:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self._clean = False
+            if not self._ended:
+                self._fail("The provider sent something that is not HTTP/1.1.")
+        if self._ended:
+            self._detach()
+        elif not self._has_head and self._head_bytes > MAX_HEAD_BYTES:
+            self._fail("The provider sent a response head without end.")
+
+    def eof(self) -> None:
+        if self._until_close and self._error is None:
+            self._ended = True
+            self._settle()
+            self._wake()
+        elif not self._ended:
+            self._cut()
+
+    def lost(self) -> None:
+        self._connection = None
+        self._settle()
+        if not self._ended:
+            self._cut()
+
+    # What the parser says.
+
+    def on_message_begin(self) -> None:
+        if self._ended:
+            self._clean = False
+
+    def on_status(self, reason: bytes) -> None:
+        if not self._ended:
+            self.reason = reason
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._ended:
+            self.headers.append((name, value.rstrip(b" \t")))
+
+    def on_headers_complete(self) -> None:
+        if self._ended:
+            return
+        status = self._parser.get_status_code()
+        if 100 <= status < 200:
+            return
+        if not 200 <= status <= 599 or self._parser.get_http_version() not in ("1.1", "1.0"):
+            self._fail("The provider sent something that is not HTTP/1.1.")
+            return
+        framing = [value for name, value in self.headers if name.lower() == b"transfer-encoding"]
+        if framing and (len(framing) > 1 or framing[0].strip().lower() != b"chunked"):
+            self._fail("The provider sent a transfer coding that is not supported.")
+            return
+        self.status = status
+        self._has_head = True
+        # llhttp forgets it when the message is complete.
+        self._keep_alive = self._parser.should_keep_alive()
+        self._silent_after = self._loop.time() + self._request.network.idle_timeout
+        if self._request.method == "HEAD":
+            self._ended = True
+        elif status not in _NO_BODY and not framing:
+            self._until_close = not any(name.lower() == b"content-length" for name, _ in self.headers)
+        self._wake()
+
+    def on_body(self, data: bytes) -> None:
+        if self._ended:
+            self._clean = False
+            return
+        self._chunks.append(data)
+        self._waiting_bytes += len(data)
+        if self._waiting_bytes > HIGH_WATER and not self._paused and self._connection is not None:
+            self._paused = True
+            self._connection.transport.pause_reading()
+        self._wake()
+
+    def on_message_complete(self) -> None:
+        if self._has_head:
+            self._ended = True
+            self._wake()
+            return
+        if self._error is not None:
+            return
+        self._interim += 1
+        if self._parser.get_status_code() == 101 or self._interim > MAX_INTERIM:
+            self._fail("The provider answered with an interim response that nobody asked for.")
+        self.headers.clear()
+        self._head_bytes = 0
+
+    # Inside.
+
+    async def _send(self, connection: Connection, body: bytes | AsyncGenerator[bytes, None]) -> None:
+        """Write a body that is large or still on its way."""
+        slices = _slices(body) if isinstance(body, bytes) else body
+        try:
+            async with contextlib.aclosing(slices):
+                async for chunk in slices:
+                    data = b"%x\r\n%b\r\n" % (len(chunk), chunk) if self._request.chunked else chunk
+                    connection.transport.write(data)
+                    await connection.drain()
+                    if not self._has_head:
+                        # Upstream has nothing to answer before the body is there.
+                        self._silent_after = self._loop.time() + self._request.network.first_byte_timeout
+            if self._request.chunked:
+                connection.transport.write(b"0\r\n\r\n")
+        except ProxyError as error:
+            self._set_error(error)
+        self._sending = None
+
+    async def _wait(self) -> None:
+        """Wait for bytes, the end, an error, or the end of patience."""
+        waiter = self._waiter = self._loop.create_future()
+        due = min(self._silent_after, self._patient_until or self._silent_after)
+        if self._timer is None or self._timer.when() > due:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_at(due, self._tick)
+        await waiter
+
+    def _tick(self) -> None:
+        self._timer = None
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            return
+        now = self._loop.time()
+        if now >= self._silent_after:
+            message = (
+                "The provider stopped sending." if self._has_head else "The provider did not answer in time."
+            )
+            self._set_error(_error(504, message, "timeout"))
+        elif self._patient_until and now >= self._patient_until:
+            self._wake()
+        else:
+            due = min(self._silent_after, self._patient_until or self._silent_after)
+            self._timer = self._loop.call_at(due, self._tick)
+
+    def _wake(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def _resume(self) -> None:
+        self._paused = False
+        self._silent_after = self._loop.time() + self._request.network.idle_timeout
+        if self._connection is not None and not self._connection.transport.is_closing():
+            self._connection.transport.resume_reading()
+
+    def _settle(self) -> None:
+        """Nothing more will be sent or waited for."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._sending is not None:
+            self._sending.cancel()
+            self._sending = None
+
+    def _detach(self) -> None:
+        """The answer is over: let the connection go, back to the pool if it is clean."""
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        connection.answer = None
+        sending = self._sending is not None
+        self._settle()
+        if self._paused:
+            self._paused = False
+            connection.transport.resume_reading()
+        if self._clean and not sending and not self._until_close and self._keep_alive:
+            connection.pool.release(connection)
+        else:
+            connection.abort()
+
+    def _cut(self) -> None:
+        if self._has_head:
+            self._set_error(_error(502, "The provider's answer was cut short.", ""))
+        elif self._head_bytes or self._interim:
+            self._set_error(_error(502, "The provider's response head was cut short.", "protocol"))
+        else:
+            self._set_error(self._lost_error())
+
+    def _lost_error(self) -> ProxyError:
+        return _error(
+            502, "The provider closed the connection without an answer.", "reset", reused=self._reused
+        )
+
+    def _fail(self, message: str) -> None:
+        self._clean = False
+        self._set_error(_error(502, message, "" if self._has_head else "protocol"))
+
+    def _set_error(self, error: ProxyError) -> None:
+        if self._error is None:
+            self._error = error
+        self._wake()
+
+
+def _error(status: int, message: str, event: str, *, reused: bool = False) -> ProxyError:
+    return ProxyError(status, message, source=Source.UPSTREAM, event=event, reused=reused)
+
+
+async def _slices(body: bytes) -> AsyncGenerator[bytes, None]:
+    for start in range(0, len(body), SEND_BYTES):
+        yield body[start : start + SEND_BYTES]
+        await asyncio.sleep(0)

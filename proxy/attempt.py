@@ -1,0 +1,256 @@
+"""The plan's loop: every retry is decided here, and nowhere else.
+
+Facts
+  - Nothing of the request was seen by the provider when connecting failed; most likely nothing when a
+    pooled connection closed without a response byte. A request that timed out may have been billed.
+  - Providers answer 529 when overloaded, and may open a 200 stream with an ``error`` event.
+  - ``retry-after`` is seconds or an HTTP date (RFC 9110 section 10.2.3); ``retry-after-ms`` is finer.
+
+Rules
+  1. What moves a plan on is an *event*: a failure's name or a status as text. The table is data.
+  2. Every attempt starts from the original bytes and fields.
+  3. Once a reply is committed nothing is tried again.
+  4. When all fail, the primary's answer is the answer. It is kept open, unread, until then.
+  5. What cannot be sent again is not: a streamed body that was begun, a method with effects on a
+     route that names no model.
+
+Not here: which targets there are (`plan`), how an answer is read (`answer`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import random
+import time
+from email.utils import parsedate_to_datetime
+from typing import NamedTuple
+
+from . import headers, keys, sse
+from .answer import Answer, Request
+from .body import splice
+from .config import Config, Key
+from .connection import Origin
+from .errors import ProxyError
+from .exchange import Exchange, Phase
+from .incoming import Original
+from .plan import Plan, Target
+from .upstream import Upstream
+
+SAME_TARGET = frozenset(("connect", "reset", "408", "429", "500", "502", "503", "504", "529"))
+"""Events after which the same target is tried again, up to its ``max_retries``."""
+
+REFUSED_KEY = frozenset(("401", "402", "403"))
+"""Events that mean the key, not the request: the provider's next key is tried at once."""
+
+MAX_HELD_BYTES = 65536
+"""How much of a stream is held back while its first event is looked for."""
+
+
+class Served(NamedTuple):
+    """What is relayed: an open answer, and the bytes of its body that were read already."""
+
+    target: Target
+    answer: Answer
+    held: bytes
+
+
+@dataclasses.dataclass(slots=True)
+class Outcome:
+    """What one attempt came to: an answer or an error, and the event it means, ``""`` for none."""
+
+    target: Target
+    event: str
+    answer: Answer | None = None
+    error: ProxyError | None = None
+    held: bytes = b""
+    """Bytes of the body that were read already."""
+
+    def drop(self) -> None:
+        if self.answer is not None:
+            self.answer.abort()
+
+
+class Runner:
+    """Runs plans. One per server."""
+
+    def __init__(self, config: Config, upstream: Upstream, rng: random.Random) -> None:
+        self._config = config
+        self._upstream = upstream
+        self._rng = rng
+        self._origins = {
+            (provider.name, wire_format): Origin.parse(url)
+            for provider in config.providers.values()
+            for wire_format, url in provider.base_urls.items()
+        }
+
+    async def run(self, original: Original, plan: Plan, exchange: Exchange) -> Served:
+        """What to relay. Raises `ProxyError` when no target answered."""
+        primary: Outcome | None = None
+        try:
+            for target in plan.targets:
+                outcome = await self._target(original, target, exchange, last=target is plan.targets[-1])
+                if primary is None:
+                    primary = outcome
+                elif outcome.answer is not None and not outcome.event and outcome.answer.status < 400:
+                    primary.drop()
+                    return Served(target, outcome.answer, outcome.held)
+                else:
+                    outcome.drop()
+                if exchange.committed or not outcome.event or outcome.event not in self._config.fallback_on:
+                    break
+                if not _replayable(original, outcome):
+                    break
+        except BaseException:
+            if primary is not None:
+                primary.drop()
+            raise
+        if primary is None or primary.answer is None:
+            raise primary.error if primary and primary.error else AssertionError("a plan has targets")
+        exchange.target = primary.target
+        return Served(primary.target, primary.answer, primary.held)
+
+    async def _target(self, original: Original, target: Target, exchange: Exchange, *, last: bool) -> Outcome:
+        """Try one target with its keys and retries."""
+        network = target.provider.network_config
+        drawn = keys.draw(target.keys, self._rng)
+        key = drawn.pop(0) if drawn else None
+        retries = 0
+        replayed = False
+        while True:
+            outcome = await self._once(original, target, key, exchange, last=last)
+            if not outcome.event or exchange.committed or not _replayable(original, outcome):
+                return outcome
+            delay = 0.0
+            if outcome.event in REFUSED_KEY:
+                if key is None and not target.provider.is_key_less:
+                    # The client's own key was refused: the client must know, and no other target may help.
+                    outcome.event = ""
+                if key is None or not drawn:
+                    return outcome
+                key = drawn.pop(0)
+            elif outcome.event == "429" and drawn:
+                key = drawn.pop(0)
+            elif outcome.error is not None and outcome.error.reused and not replayed:
+                replayed = True
+            elif outcome.event in SAME_TARGET and retries < network.max_retries:
+                delay = min(network.retry_backoff_initial * 2**retries, network.retry_backoff_max)
+                delay = min(delay * self._rng.uniform(0.8, 1.2), network.retry_backoff_max)
+                asked = _retry_after(outcome.answer.headers) if outcome.answer else 0.0
+                if asked > network.retry_backoff_max:
+                    return outcome
+                delay = max(delay, asked)
+                retries += 1
+            else:
+                return outcome
+            outcome.drop()
+            if delay:
+                await asyncio.sleep(delay)
+
+    async def _once(
+        self, original: Original, target: Target, key: Key | None, exchange: Exchange, *, last: bool
+    ) -> Outcome:
+        """One attempt."""
+        exchange.target = target
+        exchange.phase = exchange.phase if exchange.committed else Phase.HEAD
+        try:
+            answer = await self._upstream.open(self._request(original, target, key))
+        except ProxyError as error:
+            exchange.attempts.append((target.name, error.event or "failed"))
+            return Outcome(target, error.event, error=error)
+        exchange.head_at = asyncio.get_running_loop().time()
+        status = str(answer.status)
+        outcome = Outcome(target, status if self._is_event(status) else "", answer)
+        try:
+            if (
+                answer.status == 200
+                and not last
+                and not exchange.committed
+                and "stream_error" in self._config.fallback_on
+            ):
+                await self._look(outcome)
+        except BaseException:
+            answer.abort()
+            raise
+        exchange.attempts.append((target.name, outcome.event or status))
+        return outcome
+
+    async def _look(self, outcome: Outcome) -> None:
+        """Hold the first event of a stream back, to see whether it is an error."""
+        answer = outcome.answer
+        if answer is None or not headers.is_plain_stream(answer.headers):
+            return
+        # A client that waits longer than a ping interval gets its head and its pings instead.
+        patience = self._config.ping_interval or None
+        while len(outcome.held) < MAX_HELD_BYTES:
+            try:
+                chunk = await answer.read(patience)
+            except ProxyError:
+                outcome.event = "stream_error"
+                return
+            if chunk is None:
+                return
+            outcome.held += chunk
+            event = sse.first_event(outcome.held)
+            if event is not None or not chunk:
+                outcome.event = "stream_error" if event is None or sse.is_error(event) else ""
+                return
+
+    def _request(self, original: Original, target: Target, key: Key | None) -> Request:
+        provider = target.provider
+        origin = self._origins[provider.name, original.wire_format]
+        body = original.body
+        if body is not None and original.scan is not None and original.plain:
+            body = splice(body, original.scan, target.model)
+        chunked = original.upload is not None and original.length is None
+        head = headers.outbound(
+            original.fields,
+            host=origin.host_field,
+            own=headers.credential(original.wire_format, key.value.reveal()) if key else None,
+            keep_credentials=not provider.keys and target.is_default,
+            identity=original.identity,
+            length=len(body) if body is not None else original.length,
+            chunked=chunked,
+        )
+        line = b"%b %b%b HTTP/1.1\r\n" % (original.method.encode(), origin.path, original.path)
+        return Request(
+            origin=origin,
+            method=original.method,
+            head=line + head,
+            body=body if body is not None else original.upload,
+            chunked=chunked,
+            network=provider.network_config,
+            fresh=original.upload is not None,
+        )
+
+    def _is_event(self, status: str) -> bool:
+        return status in SAME_TARGET or status in REFUSED_KEY or status in self._config.fallback_on
+
+
+def _replayable(original: Original, outcome: Outcome) -> bool:
+    """Whether the request may be sent once more after `outcome`."""
+    if original.body is not None or outcome.event == "connect":
+        return True
+    if original.upload is not None:
+        return False
+    stale = outcome.error is not None and outcome.error.reused
+    return stale or original.method in ("GET", "HEAD")
+
+
+def _retry_after(fields: headers.Fields) -> float:
+    """Seconds that upstream asks to wait; 0 when it says nothing that can be read."""
+    milliseconds = headers.get(fields, b"retry-after-ms")
+    seconds = headers.get(fields, b"retry-after")
+    try:
+        if milliseconds is not None:
+            return max(0.0, float(milliseconds) / 1000)
+        if seconds is not None:
+            return max(0.0, float(seconds))
+    except ValueError:
+        try:
+            return max(
+                0.0, parsedate_to_datetime((seconds or b"").decode("latin-1")).timestamp() - time.time()
+            )
+        except ValueError:
+            return 0.0
+    return 0.0

@@ -1,0 +1,460 @@
+"""The configuration: which keys there are, what each means, and what must hold between them.
+
+Facts
+  - A base URL means what the SDK of its wire format means by it: Anthropic's has no ``/v1``, OpenAI's
+    ends in it.
+  - systemd hands secrets over as files in ``$CREDENTIALS_DIRECTORY`` (systemd.exec(5), LoadCredential=).
+  - A header value holds no control character (RFC 9110, 5.5); here it goes out as latin-1.
+  - The path of a unix socket has at most 107 bytes (unix(7), sun_path).
+
+Rules
+  1. One table: a field of a dataclass holds a key's name, type, default, shape and explanation. The parser,
+     the defaults and the test that every key is explained read it.
+  2. A secret is written ``env.NAME`` or ``file:PATH``, never as it is, and it is never shown.
+  3. A client's credentials go to the wire format's default provider only. So an alias's target without
+     credentials of its own, and nobody's default, could never be used: that is a problem here.
+
+Not here: opening files and reading the environment (the caller passes both), how YAML is read (`schema`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import yaml
+
+from .schema import (
+    BROKEN,
+    ConfigError,
+    Document,
+    Path,
+    Problem,
+    Shape,
+    boolean,
+    compose,
+    mapping,
+    nearest,
+    number,
+    optional,
+    printable,
+    record,
+    sequence,
+    text,
+)
+
+__all__ = ["Config", "ConfigError", "Key", "NetworkConfig", "Problem", "Provider", "Secret", "load", "local"]
+
+WIRE_FORMATS = ("anthropic", "openai", "genai", "cohere", "bedrock")
+EVENTS = ("connect", "reset", "timeout", "protocol", "stream_error")
+FALLBACK_ON = (*EVENTS, "401", "402", "403", "404", "408", "429", "500", "502", "503", "504", "529")
+
+
+class Secret:
+    """A string that only `reveal` shows. It is no dataclass, for `dataclasses.asdict` would open it."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __repr__(self) -> str:
+        return "Secret(***)"
+
+    def __format__(self, spec: str) -> str:
+        return format(repr(self), spec)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._value == self._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+
+def _at(pattern: str, wanted: str) -> Callable[[str], str]:
+    """A check of a text in which ``AT`` is HOST:PORT. It returns the text without slashes at its end."""
+    host_and_port = r"(?P<host>\[[^][/@]*\]|[^][:/@]+)(:(?P<port>[0-9]{1,5}))"
+    compiled = re.compile(pattern.replace("AT", host_and_port))
+
+    def check(value: str) -> str:
+        match = compiled.fullmatch(value)
+        if not match or int(match["port"] or 0) > 65535:
+            raise ValueError(f"wanted {wanted}")
+        try:
+            if match["host"].startswith("["):
+                ipaddress.IPv6Address(match["host"][1:-1])
+            elif re.fullmatch("[0-9.]+", match["host"]):
+                ipaddress.IPv4Address(match["host"])
+            elif not re.fullmatch("[A-Za-z0-9_.-]+", match["host"]):
+                raise ValueError
+        except ValueError:
+            raise ValueError(f"the host is neither a name nor an IP address; wanted {wanted}") from None
+        return value.rstrip("/")
+
+    return check
+
+
+_URL = "http:// or https:// and HOST[:PORT]"
+_tcp = _at("AT", "HOST:PORT, [IPv6]:PORT or unix:/PATH, with a HOST and a PORT from 0 to 65535")
+_redis = _at("redis://AT?/[0-9]+", "redis://HOST[:PORT]/DB, without user or password, DB a number")
+origin = _at("https?://AT?/?", f"{_URL}, without path, user, query or fragment")
+base_url = _at(r'https?://AT?(/[!"$->@-~]*)?', f"{_URL}[/PATH], without user, query, fragment or spaces")
+
+
+def address(value: str) -> str:
+    """An address to listen on, unchanged. Raises ValueError with what is wanted."""
+    if not value.startswith("unix:"):
+        return _tcp(value)
+    if value[5:6] != "/" or len(value[5:].encode()) > 107:
+        raise ValueError("wanted unix:/PATH, an absolute path of at most 107 bytes")
+    return value
+
+
+def _store(value: str) -> str:
+    if value.startswith("redis:"):
+        return _redis(value)
+    if not re.fullmatch("sqlite:(?!//).+", value):
+        raise ValueError("wanted sqlite:PATH or redis://HOST[:PORT]/DB")
+    return value
+
+
+def _provider_name(value: str) -> str:
+    if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]*", value):
+        raise ValueError(
+            "a provider's name begins with a letter or digit and has only those, '.', '_' and '-'"
+        )
+    return value
+
+
+def _wire_format(value: str) -> str:
+    if value not in WIRE_FORMATS:
+        raise ValueError(f"unknown wire format{nearest(value, WIRE_FORMATS)}")
+    return value
+
+
+def _target(value: str) -> str:
+    provider, _, model = value.partition("/")
+    if not provider or not model:
+        raise ValueError('wanted "provider/model"')
+    return value
+
+
+def _event(document: Document, node: yaml.Node, path: Path) -> Any:
+    """One of `EVENTS`, or a status as a string."""
+    value = node.value if isinstance(node, yaml.ScalarNode) else ""
+    if value in EVENTS or re.fullmatch("[45][0-9][0-9]", value):
+        return value
+    return document.problem(path, f"wanted a status from 400 to 599, or an event{nearest(value, EVENTS)}")
+
+
+def _secret(document: Document, node: yaml.Node, path: Path) -> Any:
+    """The `Secret` that ``env.NAME`` or ``file:PATH`` stands for."""
+    return text(lambda reference: _resolve(document, reference))(document, node, path)
+
+
+def _resolve(document: Document, reference: str) -> Secret:
+    if re.fullmatch("env[.][A-Za-z_][A-Za-z0-9_]*", reference):
+        name = reference.removeprefix("env.")
+        return _checked(document.environ.get(name, ""), f"environment variable {name}")
+    if not re.fullmatch("file:.+", reference):
+        raise ValueError("a secret is written env.NAME or file:PATH, never as it is")
+    path = reference.removeprefix("file:")
+    name = path if path.startswith("/") else printable(path)
+    directory = document.environ.get("CREDENTIALS_DIRECTORY", "")
+    if directory and not path.startswith("/"):
+        path = f"{directory}/{path}"
+    try:
+        value = document.read_file(path)
+    except OSError as error:
+        raise ValueError(f"file {name} cannot be read: {error.strerror or type(error).__name__}") from None
+    except ValueError:
+        raise ValueError(f"file {name} cannot be read: it is not UTF-8 text") from None
+    return _checked(value.rstrip("\r\n"), f"file {name}")
+
+
+def _checked(value: str, source: str) -> Secret:
+    if not value:
+        raise ValueError(f"{source} is not set, or empty")
+    if not re.fullmatch("[ -~\xa0-\xff]+", value) or value != value.strip(" "):
+        wrong = "a control character, a space at an end, or a character beyond latin-1"
+        raise ValueError(f"{source} holds what no header value may: {wrong}")
+    return Secret(value)
+
+
+def _row(shape: Shape | None, doc: str) -> dict[str, Any]:
+    return {"doc": doc} | ({"shape": shape} if shape else {})
+
+
+def _setting(default: Any, shape: Shape, doc: str) -> Any:
+    """A field that may be left out. `default` is immutable."""
+    return field(default_factory=lambda: default, metadata=_row(shape, doc))
+
+
+_SECONDS = number(0, above=True)
+_STRING = text()
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A credential of ours at a provider."""
+
+    name: str = field(metadata=_row(_STRING, "What logs call the key; no other key of the provider has it."))
+    value: Secret = field(metadata=_row(_secret, "The key itself, as env.NAME or file:PATH."))
+    weight: float = _setting(
+        1.0, number(0, 100_000), "Its share of the requests, relative to the other keys."
+    )
+    models: tuple[str, ...] = _setting(
+        ("*",), sequence(_STRING, least=1), "The models that the key may be used for, as shell globs."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkConfig:
+    """How long a provider may take, in seconds, and how often one target is tried."""
+
+    connect_timeout: float = _setting(5.0, _SECONDS, "Seconds to look up the name, connect and do TLS.")
+    first_byte_timeout: float = _setting(600.0, _SECONDS, "Seconds from the request to the response head.")
+    idle_timeout: float = _setting(300.0, _SECONDS, "Seconds without a byte of the response body.")
+    max_retries: int = _setting(
+        1, number(0, 10, whole=True), "How often the same target may be tried again before the next one is."
+    )
+    retry_backoff_initial: float = _setting(
+        0.5,
+        _SECONDS,
+        "The wait before the first retry, in seconds; it doubles with every further one, with jitter.",
+    )
+    retry_backoff_max: float = _setting(
+        5.0, _SECONDS, "The longest wait before a retry, in seconds, an upstream's retry-after included."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """A named upstream. `base_urls` maps wire formats to URLs without a slash at the end."""
+
+    name: str = field(metadata=_row(None, "The provider's name: letters, digits, dots, dashes, underscores."))
+    base_urls: Mapping[str, str] = field(
+        metadata=_row(
+            mapping(_wire_format, text(base_url)),
+            "The base URL for each wire format that the provider speaks, as the format's SDK would have it.",
+        )
+    )
+    keys: tuple[Key, ...] = _setting(
+        (),
+        sequence(record(Key)),
+        "Our keys. Without any, the client's own credentials go through, to a default provider only.",
+    )
+    is_key_less: bool = _setting(False, boolean, "true: the provider wants no credentials.")
+    network_config: NetworkConfig = field(
+        default=NetworkConfig(), metadata=_row(record(NetworkConfig), "Timeouts and retries.")
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The whole file. Times are seconds, sizes are bytes."""
+
+    listen: tuple[str, ...] = _setting(
+        ("127.0.0.1:8080",),
+        sequence(text(address), least=1),
+        "Where clients connect: HOST:PORT, [IPv6]:PORT or unix:/PATH; port 0 is any free port."
+        " Sockets that systemd passes win over this list.",
+    )
+    public_url: str | None = _setting(
+        None,
+        optional(text(origin)),
+        "Scheme, host and port at which clients reach the proxy, for the results_url of batches."
+        " null: as the request's own Host header says.",
+    )
+    max_body_bytes: int = _setting(
+        33554432, number(1, whole=True), "The largest body of a model request; beyond it the answer is 413."
+    )
+    body_timeout: float = _setting(
+        30.0, _SECONDS, "Seconds without a byte of an unfinished request body; then the answer is 408."
+    )
+    keepalive_timeout: float = _setting(75.0, _SECONDS, "Seconds that an idle client connection stays open.")
+    drain_timeout: float = _setting(30.0, _SECONDS, "Seconds that SIGTERM waits for open requests.")
+    ping_interval: float = _setting(
+        15.0, number(0), "Seconds of silence in a stream after which the client gets a ping. 0: no pings."
+    )
+    early_stream_after: float = _setting(
+        0.0,
+        number(0),
+        "Seconds without an upstream head after which a stream begins as 200 with pings; an upstream error"
+        " is then an error event, and no longer a status. 0: never.",
+    )
+    max_buffer_bytes: int = _setting(
+        262144, number(1024, whole=True), "The most bytes held for one stream, both sides together."
+    )
+    providers: Mapping[str, Provider] = field(
+        metadata=_row(mapping(_provider_name, record(Provider)), "Who answers requests; one at least.")
+    )
+    default_providers: Mapping[str, str] = _setting(
+        _NOTHING,
+        mapping(_wire_format, _STRING),
+        "For each wire format, the provider of models that name none, and the only one that may be sent"
+        " the client's own credentials. Where exactly one provider speaks a format, it need not be named.",
+    )
+    models: Mapping[str, tuple[str, ...]] = _setting(
+        _NOTHING,
+        mapping(str, sequence(text(_target), least=1, one=True)),
+        "Model names of our own. Each stands for targets, as provider/model: the first is asked first,"
+        " the others are its fallbacks.",
+    )
+    fallback_on: tuple[str, ...] = _setting(
+        FALLBACK_ON, sequence(_event), "The upstream statuses and failures that lead to the next target."
+    )
+    store: str | None = _setting(
+        None,
+        optional(text(_store)),
+        "Where state is kept: sqlite:PATH or redis://HOST[:PORT]/DB. It is opened only by features that"
+        " need it (virtual keys, jobs); none of them is in this version.",
+    )
+    admin_key: Secret | None = field(
+        default=None,
+        metadata=_row(
+            optional(_secret),
+            "The credential for the /api/ routes, as env.NAME or file:PATH. Without it there are none;"
+            " none of them is in this version.",
+        ),
+    )
+    require_virtual_key: bool = _setting(
+        False, boolean, "true refuses every request without a valid virtual key with 401."
+    )
+
+
+def load(source: str, environ: Mapping[str, str], read: Callable[[str], str]) -> Config:
+    """The configuration that a YAML text describes. `read` returns the text of the file of a secret.
+
+    Raises `ConfigError` with every problem at once; an OSError or a ValueError of `read` becomes one of them.
+    """
+    document = Document(environ, read)
+    root = compose(source)
+    if root is None:
+        raise ConfigError([Problem("providers", 1, "is missing, and there is no default: the file is empty")])
+    config: Config = document.read(record(Config), root, ())
+    if config is not BROKEN and config.providers is not BROKEN:
+        config = _with_defaults(document, config)
+        _check_models(document, config)
+    if document.problems:
+        raise ConfigError(document.problems)
+    return config
+
+
+def _with_defaults(document: Document, config: Config) -> Config:
+    """`config` with the default providers that go without saying. Checks providers and named defaults."""
+    if not config.providers:
+        document.problem(("providers",), "is empty; name at least one provider")
+    speakers: dict[str, list[str]] = {wire_format: [] for wire_format in WIRE_FORMATS}
+    readable = {name: provider for name, provider in config.providers.items() if provider is not BROKEN}
+    for name, provider in readable.items():
+        _check_provider(document, ("providers", name), provider)
+        for wire_format in provider.base_urls if provider.base_urls is not BROKEN else ():
+            speakers.setdefault(wire_format, []).append(name)
+    if config.default_providers is BROKEN:
+        return config
+    for wire_format, name in config.default_providers.items():
+        path = ("default_providers", wire_format)
+        if not document.sound(path):
+            continue
+        told = name in readable and document.sound(("providers", name, "base_urls"))
+        if name not in config.providers:
+            document.problem(path, _dangling(name, config))
+        elif told and name not in speakers[wire_format]:
+            document.problem(path, f'provider "{name}" has no base URL for {wire_format}')
+    implied = {wire_format: names[0] for wire_format, names in speakers.items() if len(names) == 1}
+    defaults = {**implied, **config.default_providers}
+    return dataclasses.replace(config, default_providers=MappingProxyType(defaults))
+
+
+def _check_provider(document: Document, path: Path, provider: Provider) -> None:
+    keys = () if provider.keys is BROKEN else provider.keys
+    names: set[str] = set()
+    for index, key in enumerate(keys):
+        if key is not BROKEN and key.name in names:
+            document.problem((*path, "keys", index, "name"), "another key of this provider has this name")
+        if key is not BROKEN and key.name is not BROKEN:
+            names.add(key.name)
+    if keys and all(key is not BROKEN and key.weight == 0 for key in keys):
+        document.problem((*path, "keys"), "no key has a weight above 0, so none would be used")
+    if provider.is_key_less is True and keys:
+        document.problem((*path, "is_key_less"), "true, and yet there are keys; take one of the two out")
+    network = provider.network_config
+    waits = () if network is BROKEN else (network.retry_backoff_initial, network.retry_backoff_max)
+    if waits and BROKEN not in waits and waits[0] > waits[1]:
+        wrong = f"less than retry_backoff_initial, which is {waits[0]:g}"
+        document.problem((*path, "network_config", "retry_backoff_max"), wrong)
+
+
+def _check_models(document: Document, config: Config) -> None:
+    """Every target must name a provider, and one that can be used."""
+    models = {} if config.models is BROKEN else config.models
+    for alias, targets in models.items():
+        for index, target in enumerate(() if targets is BROKEN else targets):
+            path: Path = ("models", alias, index)
+            name = "" if target is BROKEN else target.partition("/")[0]
+            if name and name not in config.providers:
+                document.problem(path, _dangling(name, config))
+            elif name and document.sound(("providers", name)) and not _is_usable(document, config, name):
+                document.problem(
+                    path,
+                    f'provider "{name}" has no keys, so it gets no credentials and cannot be used;'
+                    " give it keys, or is_key_less: true if it wants none",
+                )
+
+
+def _is_usable(document: Document, config: Config, name: str) -> bool:
+    """Whether a target of the provider can be used, as far as what is sound tells."""
+    provider = config.providers[name]
+    if config.default_providers is BROKEN:
+        return True
+    meant = any(not document.sound(("default_providers", wire_format)) for wire_format in provider.base_urls)
+    return meant or bool(provider.keys) or provider.is_key_less or name in config.default_providers.values()
+
+
+def _dangling(name: str, config: Config) -> str:
+    return f'no provider is called "{printable(name)}"{nearest(name, config.providers)}'
+
+
+_LOCAL = (
+    ("anthropic", {"anthropic": "https://api.anthropic.com", "openai": "https://api.anthropic.com/v1"}),
+    ("openai", {"openai": "https://api.openai.com/v1"}),
+    ("gemini", {"genai": "https://generativelanguage.googleapis.com"}),
+    ("cohere", {"cohere": "https://api.cohere.com"}),
+)
+_VARIABLES = {
+    "anthropic": ("ANTHROPIC_API_KEY",),
+    "openai": ("OPENAI_API_KEY",),
+    "gemini": ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
+    "cohere": ("COHERE_API_KEY", "CO_API_KEY"),
+}
+
+
+def local(environ: Mapping[str, str]) -> Config:
+    """The local dev proxy: the known providers, each with a key from the first of its variables that is set.
+
+    Where none is, the client's own credentials go through. Raises `ConfigError` on a key unfit for a header.
+    """
+    providers: dict[str, Provider] = {}
+    problems: list[Problem] = []
+    for name, base_urls in _LOCAL:
+        variables = [variable for variable in _VARIABLES[name] if environ.get(variable)]
+        keys: tuple[Key, ...] = ()
+        try:
+            keys = tuple(Key(variable, _checked(environ[variable], variable)) for variable in variables[:1])
+        except ValueError as error:
+            problems.append(Problem(f"providers.{name}.keys[0].value", 0, str(error)))
+        providers[name] = Provider(name, MappingProxyType(base_urls), keys)
+    if problems:
+        raise ConfigError(problems)
+    defaults = {"anthropic": "anthropic", "openai": "openai", "genai": "gemini", "cohere": "cohere"}
+    return Config(providers=MappingProxyType(providers), default_providers=MappingProxyType(defaults))

@@ -1,0 +1,92 @@
+"""One request's record: written along the path, read once at its end.
+
+Facts
+  - The ending has two letters, as in HAProxy's log: who ended it, and in which phase. A lower-case
+    first letter means that a timer of ours ran out waiting for that side.
+
+    ====== ============================  ====== ==========================================
+    first  who                           second  phase
+    ====== ============================  ====== ==========================================
+    ``-``  nobody: it is complete        ``R``  reading the request
+    ``D``  downstream left or sent bad   ``P``  planning: routes, keys, body rules
+    ``U``  upstream failed or cut        ``C``  connecting upstream
+    ``P``  this proxy                    ``H``  waiting for upstream's head
+    ..                                   ``D``  relaying the answer
+    ====== ============================  ====== ==========================================
+
+Rules
+  1. No secret is ever put in here: no header value, no query string, no body byte.
+  2. The first ending stays: what follows it is a consequence.
+
+Not here: how it is printed (`accesslog`) or counted (`metrics`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+
+from .errors import ProxyError, Source
+from .plan import Target
+from .routes import Route
+from .usage import Usage
+
+
+class Phase(enum.Enum):
+    """Where on the path a request is; the second letter of the ending."""
+
+    READ = "R"
+    PLAN = "P"
+    CONNECT = "C"
+    HEAD = "H"
+    DATA = "D"
+
+
+@dataclasses.dataclass(slots=True)
+class Exchange:
+    """All that is known of one request. Times are in seconds of the loop's clock."""
+
+    request_id: str
+    method: str
+    path: str
+    """Without the query, which may hold a key."""
+    started: float
+    at: float
+    """Wall-clock time of the start, seconds since the epoch."""
+    route: Route | None = None
+    phase: Phase = Phase.READ
+    ending: str = ""
+    error: str = ""
+    """Our own message, when an answer or an abort was ours."""
+    status: int = 0
+    """What went downstream; 0 when no head did."""
+    model: str = ""
+    """As the client named it."""
+    stream: bool = False
+    target: Target | None = None
+    """Who serves, or tried last."""
+    attempts: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    """Target and outcome of each attempt: a status, an event, or why it was skipped."""
+    upstream_id: str = ""
+    bytes_in: int = 0
+    bytes_out: int = 0
+    head_at: float = 0.0
+    first_at: float = 0.0
+    ended: float = 0.0
+    pings: int = 0
+    committed: bool = False
+    """A response head went downstream: nothing is retried any more."""
+    usage: Usage = dataclasses.field(default_factory=Usage)
+
+    def finish(self, who: str, phase: Phase | None = None) -> None:
+        """Set the ending, unless one is set."""
+        if not self.ending:
+            self.ending = who + (phase or self.phase).value
+
+    def fail(self, error: ProxyError) -> None:
+        """Set the ending that `error` means."""
+        who = error.source.value
+        timed_out = error.event == "timeout" or error.status in (408, 504)
+        self.finish(who.lower() if timed_out and error.source is not Source.PROXY else who)
+        if not self.error:
+            self.error = error.message

@@ -1,0 +1,222 @@
+"""THE PATH: what happens to a request, read top to bottom.
+
+::
+
+    check -> route -> key -> read (limited) -> scan -> plan
+          -> attempt.run [ headers.outbound -> body.splice -> upstream.open ]*
+          ---- commit point: nothing below is retried ----
+          -> relay.copy
+    finally: metrics.observe, accesslog.log
+
+Facts
+  - aiohttp cancels this handler when downstream closes its connection, a half-close included. The
+    cancellation runs through every wait here and closes the upstream connection.
+
+Rules
+  1. One `ProxyError` ends a request; before the commit point it becomes an answer, after it a reset.
+  2. Every request ends in one `finally`.
+
+Not here: how anything is done. Each step has its room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+import traceback
+from typing import Protocol
+
+from aiohttp import web
+
+from . import errors, headers, incoming, keys, plan, relay, results, routes
+from .attempt import Runner, Served
+from .config import Config
+from .errors import ProxyError, Source
+from .exchange import Exchange, Phase
+from .incoming import Original
+from .routes import Kind, Route
+
+logger = logging.getLogger(__name__)
+
+
+class Log(Protocol):
+    """Where a finished exchange is written."""
+
+    def log(self, exchange: Exchange) -> None: ...
+
+
+class Metrics(Protocol):
+    """Where a finished exchange is counted; `text` is what ``/metrics`` answers."""
+
+    content_type: str
+
+    def begin(self) -> None: ...
+
+    def observe(self, exchange: Exchange) -> None: ...
+
+    def text(self) -> bytes: ...
+
+
+class Handler:
+    """Handles requests. One per server."""
+
+    def __init__(self, config: Config, runner: Runner, metrics: Metrics, log: Log) -> None:
+        self._config = config
+        self._runner = runner
+        self._metrics = metrics
+        self._log = log
+        self.draining = False
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        clock = asyncio.get_running_loop().time
+        exchange = Exchange(
+            request_id="req_" + secrets.token_hex(12),
+            method=request.method,
+            path=request.raw_path.partition("?")[0],
+            started=clock(),
+            at=time.time(),
+        )
+        reply = relay.Reply(request, exchange)
+        self._metrics.begin()
+        try:
+            try:
+                await self._serve(request, exchange, reply)
+            except ProxyError as error:
+                exchange.fail(error)
+                await self._refuse(reply, exchange, error)
+        except ConnectionError:
+            exchange.finish("D")
+            reply.abort()
+        except asyncio.CancelledError:
+            exchange.finish("P" if self.draining and request.transport is not None else "D")
+            raise
+        except Exception as failure:
+            # Frames only: the text of an exception may hold what a client sent.
+            frames = "".join(traceback.format_tb(failure.__traceback__))
+            logger.error("%s: %s\n%s", exchange.request_id, type(failure).__name__, frames)
+            refusal = ProxyError(500, "Internal error of the proxy; it is logged.")
+            exchange.fail(refusal)
+            await self._refuse(reply, exchange, refusal)
+        finally:
+            exchange.ended = clock()
+            exchange.bytes_out = request.writer.output_size
+            self._metrics.observe(exchange)
+            self._log.log(exchange)
+        return reply
+
+    async def _serve(self, request: web.BaseRequest, exchange: Exchange, reply: relay.Reply) -> None:
+        incoming.check(request)
+        fields = request.raw_headers
+        exchange.phase = Phase.PLAN
+        route = exchange.route = routes.match(
+            request.method,
+            request.raw_path.encode("utf-8", "surrogateescape"),
+            anthropic_version=headers.get(fields, b"anthropic-version") is not None,
+        )
+        if route.kind in (Kind.PROBE, Kind.HEALTH, Kind.METRICS):
+            await self._answer(route, reply)
+            return
+        keys.authenticate(self._config, fields)
+
+        exchange.phase = Phase.READ
+        original = await incoming.read(request, route, exchange, self._config)
+        exchange.phase = Phase.PLAN
+        chosen = plan.build(self._config, original.wire_format, original.scan, plain=original.plain)
+        exchange.attempts.extend(chosen.skipped)
+
+        served = await self._attempt(original, chosen, exchange, reply)
+        try:
+            await self._relay(request, route, served, exchange, reply)
+        finally:
+            served.answer.abort()
+
+    async def _attempt(
+        self, original: Original, chosen: plan.Plan, exchange: Exchange, reply: relay.Reply
+    ) -> Served:
+        """Run the plan; where configured, commit to a stream while upstream is still thinking."""
+        running = self._runner.run(original, chosen, exchange)
+        early = self._config.early_stream_after
+        if not early or not exchange.stream:
+            return await running
+        task = asyncio.ensure_future(running)
+        try:
+            await asyncio.wait([task], timeout=early)
+            if not task.done():
+                reply.pulse = self._pulse(original.wire_format, exchange, stream=True)
+                await relay.commit_early(task, reply, exchange)
+            return await task
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait([task])
+
+    async def _relay(
+        self, request: web.BaseRequest, route: Route, served: Served, exchange: Exchange, reply: relay.Reply
+    ) -> None:
+        """The commit point, and everything after it."""
+        answer = served.answer
+        exchange.upstream_id = (headers.get(answer.headers, b"request-id") or b"").decode("latin-1")
+        if exchange.committed:
+            await relay.copy_early(answer, served.held, reply, exchange)
+            return
+        stream = headers.is_plain_stream(answer.headers)
+        reply.pulse = self._pulse(route.wire_format, exchange, stream=stream)
+        fields = headers.inbound(answer.headers, stream=stream) + _served_by(exchange)
+        if route.kind is Kind.BATCH and served.target.provider.keys:
+            if headers.get(fields, b"content-encoding") is not None:
+                raise ProxyError(
+                    502, "The provider compressed a batch answer unasked.", source=Source.UPSTREAM
+                )
+            body = served.held + await answer.body(self._config.max_body_bytes)
+            body = results.localized(body, _own_origin(self._config, request) + route.prefix)
+            await reply.whole(answer.status, headers.without_length(fields), body, answer.reason)
+            return
+        await relay.copy(answer, served.held, fields, reply)
+
+    def _pulse(self, wire_format: str, exchange: Exchange, *, stream: bool) -> relay.Pulse:
+        return relay.Pulse(exchange, wire_format, self._config.ping_interval, stream=stream)
+
+    async def _answer(self, route: Route, reply: relay.Reply) -> None:
+        """The proxy's own routes."""
+        if route.kind is Kind.METRICS:
+            content_type = self._metrics.content_type.encode()
+            await reply.whole(200, [(b"Content-Type", content_type)], self._metrics.text())
+        elif self.draining and route.kind is Kind.HEALTH:
+            await reply.whole(503, [_JSON], b'{"status":"draining"}')
+        else:
+            await reply.whole(200, [_JSON], b'{"status":"ok"}')
+
+    async def _refuse(self, reply: relay.Reply, exchange: Exchange, error: ProxyError) -> None:
+        """Say what went wrong while that is possible; afterwards a reset says it."""
+        if exchange.committed:
+            await relay.cut(reply, exchange, error)
+            return
+        if exchange.route is None:
+            # What could not be routed may not be framed as we think: CONNECT has no body, whatever it says.
+            reply.close()
+        body = errors.body(error, exchange.request_id)
+        own = [_JSON, (b"request-id", exchange.request_id.encode()), *error.headers]
+        await reply.whole(error.status, own + _served_by(exchange), body)
+
+
+_JSON = (b"Content-Type", b"application/json")
+
+
+def _served_by(exchange: Exchange) -> list[tuple[bytes, bytes]]:
+    target = exchange.target
+    if target is None:
+        return headers.served_by("", exchange.model, "", "", exchange.attempts)
+    return headers.served_by(
+        target.provider.name, exchange.model, target.model, str(target.index), exchange.attempts
+    )
+
+
+def _own_origin(config: Config, request: web.BaseRequest) -> bytes:
+    """The origin under which this client reaches the proxy."""
+    if config.public_url:
+        return config.public_url.encode()
+    fields = request.raw_headers
+    scheme = headers.get(fields, b"x-forwarded-proto") or request.scheme.encode()
+    return scheme + b"://" + (headers.get(fields, b"host") or b"")

@@ -1,0 +1,163 @@
+"""What downstream sends: is it a request we take, and its body, held or streamed.
+
+Facts
+  - aiohttp takes HTTP/0.9 and HTTP/2.0 request lines and codings like ``gzip, chunked``. The next hop
+    may read such a request as another one (RFC 9112 section 6.1), so they are refused here.
+  - aiohttp has no limit on a body's size and no timer on its arrival where the body is read as here.
+  - A client that sent ``Expect: 100-continue`` waits before it sends the body (RFC 9110 section 10.1.1).
+
+Rules
+  1. Only a model route's body is held, up to ``max_body_bytes``. Every other body is passed on as it
+     arrives, with backpressure.
+  2. ``100 Continue`` is sent when the body is wanted, after all checks that need no body.
+  3. The bytes are the client's own from here to the provider.
+
+Not here: what the body says (`body`), who may send it (`keys`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import NamedTuple
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from . import coding, headers
+from .body import Scan, steps
+from .config import Config
+from .errors import ProxyError, Source
+from .exchange import Exchange
+from .routes import Kind, Route
+
+LARGE_BYTES = 262144
+"""A body above this size is scanned in steps, with a turn for other streams between them."""
+
+
+class Original(NamedTuple):
+    """The request as it came. At most one of `body` and `upload` is set."""
+
+    method: str
+    wire_format: str
+    path: bytes
+    fields: headers.Fields
+    identity: bool
+    """Whether the answer must come uncompressed."""
+    length: int | None
+    """The declared length of the body, in bytes."""
+    body: bytes | None = None
+    scan: Scan | None = None
+    """What was found in `body`; see `plain`."""
+    plain: bool = True
+    """Whether `body` can be rewritten: it has no content coding."""
+    upload: AsyncGenerator[bytes, None] | None = None
+
+
+def check(request: web.BaseRequest) -> None:
+    """Refuse what is not a plain HTTP/1.1 or 1.0 request. Raises `ProxyError` 417, 501, 505."""
+    if request.version not in ((1, 0), (1, 1)):
+        raise _bad(505, "Only HTTP/1.1 and HTTP/1.0 are spoken here.")
+    fields = request.raw_headers
+    codings = [value for name, value in fields if name.lower() == b"transfer-encoding"]
+    if codings and (len(codings) > 1 or codings[0].strip().lower() != b"chunked"):
+        raise _bad(501, "The only transfer coding spoken here is chunked.")
+    expected = headers.get(fields, b"expect")
+    if expected is not None and expected.lower() != b"100-continue":
+        raise _bad(417, "The only expectation known here is 100-continue.")
+
+
+async def read(request: web.BaseRequest, route: Route, exchange: Exchange, config: Config) -> Original:
+    """The request as it came; on a model route with its body, scanned.
+
+    Raises `ProxyError`: 400 for a body that breaks the rules, 408, 413, 415.
+    """
+    fields = request.raw_headers
+    declared = headers.get(fields, b"content-length")
+    original = Original(
+        method=request.method,
+        wire_format=route.wire_format,
+        path=route.path,
+        fields=fields,
+        identity=route.kind is Kind.BATCH or b"text/event-stream" in (headers.get(fields, b"accept") or b""),
+        length=int(declared) if declared is not None else None,
+    )
+    if route.kind is Kind.MODEL:
+        body = await _held(request, exchange, config, original.length or 0)
+        scan, plain = await _scanned(body, headers.get(fields, b"content-encoding"), config)
+        exchange.model, exchange.stream = scan.model, scan.stream
+        return original._replace(body=body, scan=scan, plain=plain, identity=original.identity or scan.stream)
+    if request.body_exists:
+        return original._replace(upload=_upload(request, exchange, config))
+    return original
+
+
+async def _held(request: web.BaseRequest, exchange: Exchange, config: Config, declared: int) -> bytes:
+    limit = config.max_body_bytes
+    if declared > limit:
+        raise _too_large(limit)
+    await _continue(request)
+    parts = []
+    while part := await _part(request, exchange, config):
+        if exchange.bytes_in > limit:
+            raise _too_large(limit)
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def _upload(
+    request: web.BaseRequest, exchange: Exchange, config: Config
+) -> AsyncGenerator[bytes, None]:
+    await _continue(request)
+    while part := await _part(request, exchange, config):
+        yield part
+
+
+async def _part(request: web.BaseRequest, exchange: Exchange, config: Config) -> bytes:
+    """The next bytes of the body, ``b""`` after the last."""
+    content = request.content
+    try:
+        if content.is_eof():
+            part = content.read_nowait()
+        else:
+            async with asyncio.timeout(config.body_timeout):
+                part = await content.readany()
+    except TimeoutError:
+        raise ProxyError(
+            408, "The request body did not arrive in time.", source=Source.DOWNSTREAM, event="timeout"
+        ) from None
+    except ConnectionError:
+        raise _bad(400, "The client left.") from None
+    except (web.RequestPayloadError, HttpProcessingError):
+        raise _bad(400, "The request body is not framed as its header fields say.") from None
+    exchange.bytes_in += len(part)
+    return part
+
+
+async def _scanned(body: bytes, encoding: bytes | None, config: Config) -> tuple[Scan, bool]:
+    """What stands in a body, and whether it is plain."""
+    plain = encoding is None or encoding.strip().lower() in (b"identity", b"")
+    if not plain:
+        body = await asyncio.to_thread(coding.decoded, body, encoding or b"", config.max_body_bytes)
+    scanning = steps(body)
+    while True:
+        try:
+            next(scanning)
+        except StopIteration as done:
+            scan: Scan = done.value
+            return scan, plain
+        if len(body) > LARGE_BYTES:
+            await asyncio.sleep(0)
+
+
+async def _continue(request: web.BaseRequest) -> None:
+    if headers.get(request.raw_headers, b"expect") is not None and request.version >= (1, 1):
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+def _too_large(limit: int) -> ProxyError:
+    return _bad(413, f"The request body is larger than {limit} bytes; send less, or raise max_body_bytes.")
+
+
+def _bad(status: int, message: str) -> ProxyError:
+    return ProxyError(status, message, source=Source.DOWNSTREAM)

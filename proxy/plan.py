@@ -1,0 +1,145 @@
+"""Which targets a request may go to, in which order.
+
+Facts
+  - ``provider/model`` is split at the first slash, and only before a configured provider:
+    ``meta-llama/Llama-3`` is one model name.
+  - An alias of the config stands for an ordered list of targets.
+
+Rules
+  1. There is no translation: a target whose provider does not speak the wire format is skipped.
+  2. A client's credentials go to the wire format's default provider and to nobody else. A target
+     without keys of its own is skipped, unless its provider says that it wants none.
+  3. A fallback that names no configured provider is an error: it is a typo that would show on the
+     worst day.
+
+Not here: when the next target is tried. `attempt` decides.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from .body import Scan
+from .config import Config, Key, Provider
+from .errors import ProxyError, Source
+
+MAX_TARGETS = 32
+"""A longer plan is refused: every target may cost a paid request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One provider and one model. `index` is the place in the plan, 0 for the primary."""
+
+    index: int
+    provider: Provider
+    model: str
+    keys: tuple[Key, ...]
+    """The provider's keys that allow the model; empty when it has none."""
+    is_default: bool
+
+    @property
+    def name(self) -> str:
+        return f"{self.provider.name}/{self.model}" if self.model else self.provider.name
+
+
+class Plan(NamedTuple):
+    """The usable targets, never empty, and those passed over with the reason."""
+
+    targets: tuple[Target, ...]
+    skipped: tuple[tuple[str, str], ...]
+
+
+def build(config: Config, wire_format: str, scan: Scan | None, *, plain: bool) -> Plan:
+    """The plan for what a body asks; `scan` is None on routes that name no model.
+
+    Raises `ProxyError`: 400 when a fallback is a typo or no target can be used, 415 when the body is
+    not `plain` (it has a content coding) and would have to be rewritten.
+    """
+    model = scan.model if scan else ""
+    fallbacks = scan.fallbacks if scan else ()
+    default = config.default_providers.get(wire_format)
+    named = [*_primary(config, default, model), *_fallbacks(config, fallbacks)]
+    if len(named) > MAX_TARGETS:
+        raise _bad(
+            f"The plan has {len(named)} targets; at most {MAX_TARGETS} are allowed. Shorten `fallbacks`."
+        )
+    targets = []
+    skipped = []
+    for index, (provider, name) in enumerate(named):
+        keys = tuple(key for key in provider.keys if not name or _allows(key, name))
+        target = Target(index, provider, name, keys, provider.name == default)
+        reason = _unusable(target, wire_format)
+        if reason:
+            skipped.append((target.name, reason))
+        else:
+            targets.append(target)
+    if not targets:
+        why = "; ".join(f"{name}: {_REASONS[reason]}" for name, reason in skipped)
+        raise _bad(f"No target can serve this request ({why or 'no default provider is configured'}).")
+    if not plain and scan and (scan.fallbacks_cut or any(target.model != model for target in targets)):
+        raise ProxyError(
+            415,
+            "A compressed body cannot be rewritten, as this model or these fallbacks need; send it plain.",
+            source=Source.DOWNSTREAM,
+        )
+    return Plan(tuple(targets), tuple(skipped))
+
+
+_REASONS = {
+    "no_wire_format": "the provider does not speak this wire format",
+    "no_key": "the provider has no keys of its own, and a client's key is shown to the default provider only",
+    "model_not_allowed": "none of the provider's keys allows this model",
+}
+
+
+def _unusable(target: Target, wire_format: str) -> str:
+    provider = target.provider
+    if wire_format not in provider.base_urls:
+        return "no_wire_format"
+    if provider.keys:
+        return "" if target.keys else "model_not_allowed"
+    return "" if target.is_default or provider.is_key_less else "no_key"
+
+
+def _primary(config: Config, default: str | None, model: str) -> Iterator[tuple[Provider, str]]:
+    if model in config.models:
+        yield from (_split(config, target) for target in config.models[model])
+        return
+    provider, _, name = model.partition("/")
+    if provider in config.providers and name:
+        yield config.providers[provider], name
+    elif default is not None:
+        yield config.providers[default], model
+
+
+def _fallbacks(config: Config, fallbacks: Iterable[str]) -> Iterator[tuple[Provider, str]]:
+    for fallback in fallbacks:
+        if fallback in config.models:
+            yield from (_split(config, target) for target in config.models[fallback])
+            continue
+        provider, _, name = fallback.partition("/")
+        if provider not in config.providers or not name:
+            near = difflib.get_close_matches(provider, config.providers, n=1)
+            hint = f" Did you mean {near[0]}/{name or 'MODEL'}?" if near else ""
+            raise _bad(
+                f"The fallback {fallback[:100]!r} names no configured provider; write provider/model.{hint}"
+            )
+        yield config.providers[provider], name
+
+
+def _split(config: Config, target: str) -> tuple[Provider, str]:
+    provider, _, model = target.partition("/")
+    return config.providers[provider], model
+
+
+def _allows(key: Key, model: str) -> bool:
+    return any(fnmatchcase(model, pattern) for pattern in key.models)
+
+
+def _bad(message: str) -> ProxyError:
+    return ProxyError(400, message, source=Source.DOWNSTREAM)

@@ -1,0 +1,147 @@
+"""Which wire format a request has, and which path goes upstream.
+
+Facts
+  - A request target in origin form is ``/path?query`` (RFC 9112 section 3.2.1). It is matched on the
+    path, never with the query: SDKs add ``?beta=true``.
+  - Below a prefix the path list is open: the remainder goes upstream exactly as it came.
+  - Coding agents probe a base URL with ``HEAD /`` or ``HEAD {base}/api/hello``.
+
+Rules
+  1. The string that is matched decides; the string that is forwarded is the raw one. A target whose
+     decoded form could mean another path to the upstream (dot segments, backslashes, a fragment) is
+     refused, not repaired.
+  2. A path that an upstream may read as a model route is one: ``%6d`` for ``m``, doubled and trailing
+     slashes do not lead past the body rules.
+
+Not here: methods of the upstream API. An unknown path below a prefix is relayed, and upstream judges.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from typing import NamedTuple
+from urllib.parse import unquote_to_bytes
+
+from .errors import ProxyError, Source
+
+
+class Kind(enum.Enum):
+    """What the path does with a request."""
+
+    MODEL = "model"
+    """The body is read whole and scanned; plan, fallbacks and retries apply."""
+    OPEN = "open"
+    """The body is streamed to the default provider."""
+    BATCH = "batch"
+    """As `OPEN`, but the answer may name the provider's host in ``results_url``."""
+    PROBE = "probe"
+    HEALTH = "health"
+    METRICS = "metrics"
+
+
+class Route(NamedTuple):
+    """Where a request goes. `path` is what follows the base URL, query included, as it came."""
+
+    kind: Kind
+    wire_format: str
+    prefix: bytes
+    path: bytes
+    label: str
+    """A name from a closed set, for metrics."""
+
+
+MODEL_PATHS = {"anthropic": (b"/v1/messages", b"/v1/messages/count_tokens", b"/v1/complete")}
+"""By wire format: the POST paths whose top-level body names the model."""
+
+PREFIXES = {b"/anthropic": "anthropic"}
+
+OWN = {b"/health": Kind.HEALTH, b"/metrics": Kind.METRICS}
+
+BATCHES = re.compile(rb"/v1/messages/batches(/[^/]+(/cancel)?)?")
+
+_DOT_SEGMENT = re.compile(rb"(^|[/\\])\.{1,2}(;[^/\\]*)?([/\\]|$)")
+
+_SLASHES = re.compile(rb"//+")
+
+
+def match(method: str, target: bytes, *, anthropic_version: bool) -> Route:
+    """The route of a request; `anthropic_version` says whether it has that header.
+
+    Raises `ProxyError`: 400 for a target that is refused, 404 for a path nobody serves, 405 for a
+    method that is never relayed or that an own route lacks.
+    """
+    if method in ("CONNECT", "TRACE"):
+        # CONNECT would make us a tunnel; TRACE would echo our own key back (RFC 9110 section 9.3.8).
+        raise ProxyError(405, f"{method} is not served.", source=Source.DOWNSTREAM)
+    path = _checked(target)
+    if path in OWN:
+        if method not in ("GET", "HEAD"):
+            raise _not_allowed()
+        return Route(OWN[path], "anthropic", b"", target, path.decode())
+    if method == "HEAD" and (path == b"/" or path.endswith(b"/api/hello")):
+        return Route(Kind.PROBE, "anthropic", b"", target, "probe")
+    for prefix, wire_format in PREFIXES.items():
+        if path.startswith(prefix + b"/"):
+            return _below(method, wire_format, prefix, target, path[len(prefix) :])
+    bare = path in (b"/v1/messages", b"/v1/complete") or path.startswith(b"/v1/messages/")
+    if bare or (anthropic_version and path.startswith(b"/v1/")):
+        return _below(method, "anthropic", b"", target, path)
+    raise ProxyError(
+        404,
+        "Nothing is served at this path. Use /anthropic/v1/..., or a bare /v1/... path with an "
+        "anthropic-version header.",
+        source=Source.DOWNSTREAM,
+    )
+
+
+def _below(method: str, wire_format: str, prefix: bytes, target: bytes, path: bytes) -> Route:
+    raw = target[len(prefix) :]
+    kind, label = Kind.OPEN, f"/{wire_format}/*"
+    if method == "POST" and path in MODEL_PATHS[wire_format]:
+        kind, label = Kind.MODEL, f"/{wire_format}{path.decode()}"
+    elif BATCHES.fullmatch(path):
+        kind, label = Kind.BATCH, f"/{wire_format}/v1/messages/batches"
+    return Route(kind, wire_format, prefix, raw, label)
+
+
+def _checked(target: bytes) -> bytes:
+    """The path of `target` as an upstream may read it: decoded, single slashes, none at the end."""
+    path = target.partition(b"?")[0]
+    if not target.startswith(b"/") or b"#" in target:
+        raise _bad_target()
+    if (
+        b"%" not in path
+        and b"//" not in path
+        and b"/." not in path
+        and b"\\" not in path
+        and path[-1:] != b"/"
+    ):
+        return path
+    decoded = unquote_to_bytes(path)
+    if _DOT_SEGMENT.search(decoded):
+        raise _bad_target()
+    for prefix in PREFIXES:
+        # A prefix that is only one after decoding would not be cut off the raw target.
+        if _plain(decoded).startswith(prefix + b"/") and not path.startswith(prefix + b"/"):
+            raise _bad_target()
+    return _plain(decoded)
+
+
+def _plain(path: bytes) -> bytes:
+    path = _SLASHES.sub(b"/", path)
+    return path.rstrip(b"/") or b"/"
+
+
+def _bad_target() -> ProxyError:
+    return ProxyError(
+        400,
+        "The request target must be a path that starts with / and has no dot segments and no fragment.",
+        source=Source.DOWNSTREAM,
+    )
+
+
+def _not_allowed() -> ProxyError:
+    return ProxyError(
+        405, "Only GET is served here.", source=Source.DOWNSTREAM, headers=((b"Allow", b"GET, HEAD"),)
+    )

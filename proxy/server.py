@@ -1,0 +1,158 @@
+"""The process around the path: sockets, start, stop.
+
+Facts
+  - aiohttp's own error answers echo the line that it could not parse, key included, and its logger
+    prints it. `Downstream` answers and logs in its place.
+  - The pure-Python parser of aiohttp fails cases that the C parser passes, and releases before 3.14.5
+    have known request-smuggling holes; both are checked at the start.
+
+Rules
+  1. What is started here is stopped here, in the reverse order.
+
+Not here: the path (`handle`), signals and the command line (`__main__`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+import time
+from importlib import metadata
+from typing import Any
+
+from aiohttp import http_parser, web
+from aiohttp.http_exceptions import LineTooLong
+
+from . import errors
+from .accesslog import AccessLog
+from .attempt import Runner
+from .config import Config
+from .errors import ProxyError, Source
+from .exchange import Exchange
+from .handle import Handler
+from .metrics import Metrics
+from .upstream import Upstream
+
+AIOHTTP_FLOOR = (3, 14, 5)
+
+
+class Server:
+    """One worker: listens where the config says and serves until `stop`."""
+
+    def __init__(self, config: Config, *, log: AccessLog) -> None:
+        self._config = config
+        self._log = log
+        self._runner: web.ServerRunner | None = None
+        self._upstream: Upstream | None = None
+        self._handler: Handler | None = None
+        self.addresses: list[str] = []
+        """Where it listens: ``HOST:PORT`` or ``unix:PATH``."""
+
+    async def start(self) -> None:
+        """Listen. Raises OSError when an address cannot be bound, RuntimeError on an unsafe aiohttp."""
+        _check_aiohttp()
+        config = self._config
+        self._upstream = Upstream()
+        metrics = Metrics(config)
+        runner = Runner(config, self._upstream, random.Random(secrets.randbits(64)))
+        self._handler = Handler(config, runner, metrics, self._log)
+        door = Downstream(self._handler, metrics, self._log, config)
+        self._runner = web.ServerRunner(door, shutdown_timeout=config.drain_timeout)
+        await self._runner.setup()
+        for address in config.listen:
+            await self._listen(address)
+
+    async def stop(self) -> None:
+        """Stop listening, let open requests finish for ``drain_timeout``, close everything."""
+        if self._handler is not None:
+            self._handler.draining = True
+        if self._runner is not None:
+            await self._runner.cleanup()
+        if self._upstream is not None:
+            await self._upstream.close()
+        await self._log.close()
+
+    async def _listen(self, address: str) -> None:
+        runner = self._runner
+        if runner is None:
+            raise AssertionError("started")
+        if address.startswith("unix:"):
+            await web.UnixSite(runner, address.removeprefix("unix:")).start()
+            self.addresses.append(address)
+            return
+        host, _, port = address.rpartition(":")
+        await web.TCPSite(runner, host.strip("[]"), int(port)).start()
+        bound_host, bound_port = runner.addresses[-1][:2]
+        self.addresses.append(
+            f"[{bound_host}]:{bound_port}" if ":" in bound_host else f"{bound_host}:{bound_port}"
+        )
+
+
+class Downstream(web.Server):
+    """aiohttp's low-level server, with our answer to what cannot be parsed."""
+
+    def __init__(self, handler: Handler, metrics: Metrics, log: AccessLog, config: Config) -> None:
+        super().__init__(handler)
+        self.handler_cancellation = True
+        self.metrics = metrics
+        self.log = log
+        # aiohttp takes None for no access log of its own, which its annotation does not say.
+        self.settings: dict[str, Any] = {
+            "access_log": None,
+            "auto_decompress": False,
+            "keepalive_timeout": config.keepalive_timeout,
+        }
+
+    def __call__(self) -> web.RequestHandler:
+        return Door(self)
+
+
+class Door(web.RequestHandler):
+    """One downstream connection."""
+
+    __slots__ = ("_door",)
+
+    def __init__(self, downstream: Downstream) -> None:
+        super().__init__(downstream, loop=asyncio.get_running_loop(), **downstream.settings)
+        self._door = downstream
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what is not a request, without repeating a byte of it."""
+        now = asyncio.get_running_loop().time()
+        exchange = Exchange("req_" + secrets.token_hex(12), "-", "-", now, time.time(), ended=now)
+        if isinstance(exc, LineTooLong):
+            error = ProxyError(431, "A header line is longer than 8190 bytes.", source=Source.DOWNSTREAM)
+        elif status == 400:
+            error = ProxyError(400, "This is not a well-formed HTTP/1.1 request.", source=Source.DOWNSTREAM)
+        else:
+            error = ProxyError(500, "Internal error of the proxy.")
+        exchange.status = error.status
+        exchange.fail(error)
+        self._door.metrics.begin()
+        self._door.metrics.observe(exchange)
+        self._door.log.log(exchange)
+        if request.writer.output_size > 0:
+            raise ConnectionResetError
+        response = web.Response(
+            status=error.status,
+            body=errors.body(error, exchange.request_id),
+            content_type="application/json",
+            headers={"request-id": exchange.request_id, "Server": "verbatim"},
+        )
+        response.force_close()
+        return response
+
+
+def _check_aiohttp() -> None:
+    version = tuple(int(part) for part in metadata.version("aiohttp").split(".")[:3] if part.isdigit())
+    if version < AIOHTTP_FLOOR:
+        raise RuntimeError("aiohttp is older than 3.14.5, which fixes request smuggling; upgrade it")
+    if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:
+        raise RuntimeError("aiohttp runs without its C parser; install a wheel that has it")

@@ -1,0 +1,81 @@
+"""Server-sent events, seen from outside: where one ends, what a ping is, how an error looks.
+
+Facts
+  - A line ends with LF, CR LF or CR; an event ends with an empty line (WHATWG HTML, section 9.2.6).
+  - A transport chunk may hold half an event or ten of them; only the bytes tell.
+  - Anthropic's stream has pings of its own: ``event: ping`` with typed data. Clients of API version
+    2023-01-01 break on comments, but skip that event.
+  - A message stream ends with ``message_stop``, a 2023-01-01 completion stream with ``[DONE]``.
+
+Rules
+  1. Nothing is parsed but the last bytes of what passed. `Boundary.feed` is on the hot path.
+  2. ``CR LF CR`` is no boundary: the LF that follows belongs to it, and line readers split there.
+
+Not here: writing. `relay` decides when; this room knows only bytes.
+"""
+
+from __future__ import annotations
+
+import re
+
+from . import errors
+
+PINGS = {"anthropic": b'event: ping\ndata: {"type": "ping"}\n\n'}
+"""By wire format: the bytes that keep a stream alive and that every SDK of the format ignores."""
+
+ENDS = (b"\n\n", b"\r\r", b"\n\r\n", b"\r\r\n")
+
+TAIL = 96
+"""Bytes kept of what passed: enough to hold the last event of a finished stream."""
+
+_FINISHED = re.compile(
+    rb"(^|[\r\n])(event:[ ]?message_stop|data:[ ]?\[DONE\]|data:[ ]?\{\s*\"type\":\s*\"message_stop\")"
+)
+
+_EVENT_END = re.compile(rb"\r\n\r\n|\n\r\n|\n\n|\r\r(?!\n)|\r\r\n")
+
+_ERROR_NAME = re.compile(rb"(^|[\r\n])event:[ ]?error[ ]*[\r\n]")
+
+
+class Boundary:
+    """Whether a stream stands between two events. A fresh stream does."""
+
+    __slots__ = ("tail",)
+
+    def __init__(self) -> None:
+        self.tail = b"\n\n"
+
+    def feed(self, chunk: bytes) -> None:
+        """Take note of bytes that passed, in any chunking."""
+        self.tail = chunk[-TAIL:] if len(chunk) >= TAIL else (self.tail + chunk)[-TAIL:]
+
+    @property
+    def between(self) -> bool:
+        """True when the bytes so far end with an empty line."""
+        return self.tail.endswith(ENDS)
+
+    @property
+    def finished(self) -> bool:
+        """True when the last event was the stream's own end, after which a ping has no place."""
+        return _FINISHED.search(self.tail) is not None
+
+
+def first_event(data: bytes) -> bytes | None:
+    """The first event of `data`, its empty line included, or None while it is not whole."""
+    end = _EVENT_END.search(data)
+    return data[: end.end()] if end else None
+
+
+def is_error(event: bytes) -> bool:
+    """Whether an event is an ``error`` event."""
+    return _ERROR_NAME.search(event) is not None
+
+
+def error_event(data: bytes) -> bytes:
+    """An ``error`` event around the JSON `data`; line ends in it are whitespace between tokens."""
+    return b"event: error\ndata: " + data.replace(b"\r", b" ").replace(b"\n", b" ") + b"\n\n"
+
+
+def our_error(error: errors.ProxyError, request_id: str) -> bytes:
+    """`error` as the last event of a stream."""
+    return error_event(errors.body(error, request_id))

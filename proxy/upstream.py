@@ -1,0 +1,151 @@
+"""The door to the providers: opening requests, the pool of idle connections, TLS.
+
+Facts
+  - A pooled connection may be closed by the provider at the moment it is used. No response byte then
+    means that the request most likely was never seen; the error says ``reused``.
+
+Rules
+  1. `Upstream.open` gives an `Answer` with a head, or raises `ProxyError`.
+  2. The newest idle connection is used first, so that the pool shrinks when load does.
+  3. Certificates are always verified.
+
+Not here: framing (`answer`), retries (`attempt`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+
+from .answer import Answer, Request
+from .connection import Connection, Origin
+from .errors import ProxyError, Source
+
+RECEIVE_BYTES = 65536
+"""The one receive buffer of all connections; also the most that one read brings."""
+
+POOL_SIZE = 256
+"""Idle connections kept per origin."""
+
+POOL_SECONDS = 15.0
+"""An idle connection is closed after this; shorter than any provider's own limit we know of."""
+
+
+class Upstream:
+    """All connections to all providers; owns the pool."""
+
+    def __init__(self) -> None:
+        self.buffer = memoryview(bytearray(RECEIVE_BYTES))
+        self._loop = asyncio.get_running_loop()
+        self._idle: dict[tuple[bool, str, int], list[Connection]] = {}
+        self._open: set[Connection] = set()
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._tls: ssl.SSLContext | None = None
+        self._closing = False
+        self._empty = asyncio.Event()
+
+    async def open(self, request: Request) -> Answer:
+        """Send `request` and wait for the head of its answer.
+
+        Raises `ProxyError` with the event ``connect``, ``reset``, ``timeout`` or ``protocol``.
+        """
+        connection = None if request.fresh else self._take(request.origin)
+        if connection is None:
+            connection = await self._connect(request)
+        answer = Answer(connection, request)
+        try:
+            await answer.start()
+        except BaseException:
+            answer.abort()
+            raise
+        return answer
+
+    async def close(self) -> None:
+        """Close every connection, idle or not."""
+        self._closing = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for connection in tuple(self._open):
+            connection.abort()
+        if self._open:
+            await self._empty.wait()
+
+    def opened(self, connection: Connection) -> None:
+        self._open.add(connection)
+
+    def lost(self, connection: Connection) -> None:
+        """Forget a connection that closed."""
+        self._open.discard(connection)
+        if self._closing and not self._open:
+            self._empty.set()
+        idle = self._idle.get(connection.key)
+        if idle is not None and connection in idle:
+            idle.remove(connection)
+
+    def release(self, connection: Connection) -> None:
+        """Take back a clean connection; newest first."""
+        idle = self._idle.setdefault(connection.key, [])
+        if len(idle) >= POOL_SIZE or self._closing:
+            connection.abort()
+            return
+        connection.idle_since = self._loop.time()
+        idle.append(connection)
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_later(POOL_SECONDS, self._sweep)
+
+    def _take(self, origin: Origin) -> Connection | None:
+        idle = self._idle.get((origin.secure, origin.host, origin.port))
+        oldest = self._loop.time() - POOL_SECONDS
+        while idle:
+            connection = idle.pop()
+            if connection.idle_since >= oldest and not connection.transport.is_closing():
+                connection.reused = True
+                return connection
+            connection.abort()
+        return None
+
+    def _sweep(self) -> None:
+        self._sweeper = None
+        oldest = self._loop.time() - POOL_SECONDS
+        for key, idle in tuple(self._idle.items()):
+            kept = [connection for connection in idle if connection.idle_since > oldest]
+            for connection in idle:
+                if connection.idle_since <= oldest:
+                    connection.abort()
+            if kept:
+                self._idle[key] = kept
+            else:
+                del self._idle[key]
+        if self._idle:
+            first = min(connection.idle_since for idle in self._idle.values() for connection in idle)
+            self._sweeper = self._loop.call_at(first + POOL_SECONDS, self._sweep)
+
+    async def _connect(self, request: Request) -> Connection:
+        origin = request.origin
+        try:
+            async with asyncio.timeout(request.network.connect_timeout):
+                _, connection = await self._loop.create_connection(
+                    lambda: Connection(self, origin),
+                    origin.host,
+                    origin.port,
+                    ssl=self._context() if origin.secure else None,
+                    # RFC 8305: a host with a dead IPv6 address costs a quarter of a second, not a timeout.
+                    happy_eyeballs_delay=0.25,
+                )
+        except TimeoutError:
+            raise _error(504, "The provider could not be connected to in time.") from None
+        except ssl.SSLError:
+            raise _error(502, "The provider's TLS certificate or handshake is not valid.") from None
+        except (OSError, UnicodeError):
+            raise _error(502, "The provider cannot be reached.") from None
+        return connection
+
+    def _context(self) -> ssl.SSLContext:
+        if self._tls is None:
+            self._tls = ssl.create_default_context()
+            self._tls.set_alpn_protocols(["http/1.1"])
+        return self._tls
+
+
+def _error(status: int, message: str) -> ProxyError:
+    return ProxyError(status, message, source=Source.UPSTREAM, event="connect")
