@@ -3,7 +3,8 @@
 The map. Three kinds of room; imports go one way, House -> Path -> Pure, and a test holds that.
 
 Pure: bytes and values in, bytes and values out. No asyncio, no clock, no I/O.
-  config      the YAML file as values          schema     YAML with positions, problems with lines
+  config      which keys there are             values     addresses, URLs, names, secrets
+  schema      YAML with positions, problems with lines
   errors      the one exception of the path    routes     path -> wire format
   body        the scan and the splice          coding     looking into compressed bodies
   headers     which fields pass                plan       model -> targets
@@ -19,8 +20,9 @@ Path: what a request walks through.
 
 House: around it.
   server      sockets, start, stop             metrics    ``/metrics``
-  accesslog   one line per request             demo       the show; demo_upstream, demo_answers: its provider
-  __main__    the command line
+  accesslog   one line per request             demo       the show
+  demo_upstream  its provider                  demo_answers  what that says
+  systemd     sockets that are handed over     __main__   the command line
 
 The rules (the first: a rule may be broken where a comment says why).
   1. ``upstream``, ``connection`` and ``answer`` alone know how an upstream connection works; ``relay``

@@ -15,7 +15,7 @@ import signal
 import sys
 from pathlib import Path
 
-from . import __version__, config, demo
+from . import __version__, config, demo, systemd, values
 from .accesslog import AccessLog
 from .config import Config, ConfigError
 from .server import Server
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"verbatim-proxy {__version__}")
         return 0
     if command == "demo":
-        return asyncio.run(demo.run(arguments.listen, arguments.once, sys.stdout))
+        return _show(arguments.listen, once=arguments.once)
     try:
         loaded = _load(arguments.config)
     except (ConfigError, OSError, UnicodeDecodeError) as error:
@@ -41,7 +41,12 @@ def main(argv: list[str] | None = None) -> int:
             f"{arguments.config}: good, {len(loaded.providers)} providers, {len(loaded.models)} model aliases"
         )
         return 0
-    return asyncio.run(_serve(loaded, arguments.listen))
+    try:
+        listen = tuple(values.address(address) for address in arguments.listen or loaded.listen)
+    except ValueError as error:
+        print(f"--listen: {error}", file=sys.stderr)
+        return 2
+    return asyncio.run(_serve(dataclasses.replace(loaded, listen=listen)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         "--config", metavar="FILE", help="the YAML config; default: known providers, your own credentials"
     )
     serve.add_argument(
-        "--listen", metavar="ADDR", action="append", help="HOST:PORT or unix:PATH, instead of the config's"
+        "--listen", metavar="ADDR", action="append", help="HOST:PORT or unix:/PATH, instead of the config's"
     )
     check = commands.add_parser("check", help="say every problem of a config, with its line")
     check.add_argument("--config", metavar="FILE", required=True)
@@ -63,6 +68,15 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--once", action="store_true", help="end after the show")
     commands.add_parser("version", help="print the version")
     return parser
+
+
+def _show(listen: str, *, once: bool) -> int:
+    try:
+        return asyncio.run(demo.run(listen, once, sys.stdout))
+    except BrokenPipeError:
+        # The reader has seen enough; nothing may be written when the interpreter flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def _load(path: str | None) -> Config:
@@ -74,17 +88,15 @@ def _load(path: str | None) -> Config:
 def _complain(path: str | None, error: Exception) -> None:
     if isinstance(error, ConfigError):
         for problem in error.problems:
-            print(f"{path}: {problem}", file=sys.stderr)
+            print(f"{path or 'environment'}: {problem}", file=sys.stderr)
     elif isinstance(error, OSError):
         print(f"{path}: cannot be read: {error.strerror}", file=sys.stderr)
     else:
         print(f"{path}: is not UTF-8", file=sys.stderr)
 
 
-async def _serve(loaded: Config, listen: list[str] | None) -> int:
-    if listen:
-        loaded = dataclasses.replace(loaded, listen=tuple(listen))
-    server = Server(loaded, log=AccessLog(_write_line))
+async def _serve(loaded: Config) -> int:
+    server = Server(loaded, log=AccessLog(_write_line), sockets=systemd.passed_sockets(os.environ))
     try:
         await server.start()
     except (OSError, RuntimeError) as error:

@@ -12,7 +12,7 @@ Rules
      `ProxyError`; `abort` at any moment.
   2. Every wait has a timer of ours, and one handle per answer: it is armed again when it fires early.
   3. Only a message that ended exactly where it said, with nothing behind it, gives its connection back.
-  4. What upstream sends is handed on as it came; at most about `HIGH_WATER` bytes wait here.
+  4. What upstream sends is handed on as it came; at most about ``buffer_bytes`` wait here.
 
 Not here: retries (`attempt`), header rules (`headers`), what the bytes mean.
 """
@@ -29,9 +29,6 @@ import httptools
 from .config import NetworkConfig
 from .connection import Connection, Origin
 from .errors import ProxyError, Source
-
-HIGH_WATER = 65536
-"""Bytes of a body that wait here before reading from upstream pauses."""
 
 SEND_BYTES = 262144
 """A request body goes out in slices of this size, so that other streams get their turn between."""
@@ -52,6 +49,8 @@ class Request(NamedTuple):
     body: bytes | AsyncGenerator[bytes, None] | None
     chunked: bool
     network: NetworkConfig
+    buffer_bytes: int
+    """Bytes of the answer's body that wait before reading from upstream pauses."""
     fresh: bool
     """Take no pooled connection: what is sent once cannot be sent again."""
 
@@ -95,7 +94,7 @@ class Answer:
             raise self._lost_error()
         self._silent_after = self._loop.time() + request.network.first_byte_timeout
         body = request.body
-        if body is None or (isinstance(body, bytes) and len(body) <= HIGH_WATER):
+        if body is None or (isinstance(body, bytes) and len(body) <= SEND_BYTES):
             connection.transport.write(request.head + b"\r\n" + (body or b""))
         else:
             connection.transport.write(request.head + b"\r\n")
@@ -223,7 +222,11 @@ class Answer:
             return
         self._chunks.append(data)
         self._waiting_bytes += len(data)
-        if self._waiting_bytes > HIGH_WATER and not self._paused and self._connection is not None:
+        if (
+            self._waiting_bytes > self._request.buffer_bytes
+            and not self._paused
+            and self._connection is not None
+        ):
             self._paused = True
             self._connection.transport.pause_reading()
         self._wake()

@@ -118,7 +118,8 @@ class Runner:
         retries = 0
         replayed = False
         while True:
-            outcome = await self._once(original, target, key, exchange, last=last)
+            request = self._request(original, target, key, fresh=replayed)
+            outcome = await self._once(request, target, exchange, last=last)
             if not outcome.event or exchange.committed or not _replayable(original, outcome):
                 return outcome
             delay = 0.0
@@ -147,14 +148,12 @@ class Runner:
             if delay:
                 await asyncio.sleep(delay)
 
-    async def _once(
-        self, original: Original, target: Target, key: Key | None, exchange: Exchange, *, last: bool
-    ) -> Outcome:
+    async def _once(self, request: Request, target: Target, exchange: Exchange, *, last: bool) -> Outcome:
         """One attempt."""
         exchange.target = target
         exchange.phase = exchange.phase if exchange.committed else Phase.HEAD
         try:
-            answer = await self._upstream.open(self._request(original, target, key))
+            answer = await self._upstream.open(request)
         except ProxyError as error:
             exchange.attempts.append((target.name, error.event or "failed"))
             return Outcome(target, error.event, error=error)
@@ -196,7 +195,7 @@ class Runner:
                 outcome.event = "stream_error" if event is None or sse.is_error(event) else ""
                 return
 
-    def _request(self, original: Original, target: Target, key: Key | None) -> Request:
+    def _request(self, original: Original, target: Target, key: Key | None, *, fresh: bool) -> Request:
         provider = target.provider
         origin = self._origins[provider.name, original.wire_format]
         body = original.body
@@ -220,7 +219,9 @@ class Runner:
             body=body if body is not None else original.upload,
             chunked=chunked,
             network=provider.network_config,
-            fresh=original.upload is not None,
+            # A quarter here, a quarter in the receive buffer's last bytes, half on the way downstream.
+            buffer_bytes=self._config.max_buffer_bytes // 4,
+            fresh=fresh or original.upload is not None,
         )
 
     def _is_event(self, status: str) -> bool:

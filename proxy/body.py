@@ -26,11 +26,11 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Generator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import orjson
 
-from proxy.errors import ProxyError, Source
+from .errors import ProxyError, Source
 
 _WINDOW = 1 << 16
 """Bytes that one call of a pattern reads at most: it bounds the time between pauses, and the memory."""
@@ -38,8 +38,8 @@ _WINDOW = 1 << 16
 _STRETCH = 1 << 18
 """The same for text that needs no pattern, which is read four times as fast or more."""
 
-_LONGEST = 1 << 16
-"""Bytes of `model`, and of the gateway's `fallbacks`, at most: they are decoded in one call."""
+_LONGEST = 1 << 14
+"""Bytes of `model` at most, and of the strings in the gateway's `fallbacks`: they are held and decoded."""
 
 _PLAIN_LIMIT = 4096
 """Bytes without an escape that a pattern reads; over longer stretches `bytes.find` is faster."""
@@ -136,7 +136,6 @@ _BLANK = _compiled(_SPACE)
 _BARE = _compiled(_BARE_WORD)
 _TEXT = _compiled(_PLAIN + _ESCAPED)
 _ONE_ESCAPE = _compiled(_ESCAPE)
-_UNCONTROLLED = _compiled(r"[^\x00-\x1f]*+")
 
 _Reader = Generator[None, None, int]
 """Reads a piece of the body and returns the byte behind it. Pauses in long pieces; raises the 400s."""
@@ -224,8 +223,9 @@ class _Ours:
     fallbacks: tuple[str, ...] = ()
     fallbacks_cut: tuple[int, int] | None = None
     native = 0
-    """Behind the bracket that opens Anthropic's own fallbacks."""
+    """The byte behind the bracket that opens Anthropic's own fallbacks."""
     stream = False
+    names_length = 0
 
     def __init__(self, body: bytes, start: int) -> None:
         self.body = body
@@ -234,53 +234,60 @@ class _Ours:
 
     def read(self, name: str, key: int, value: int) -> _Reader:
         """Read the member's value; or return its start, if it may be any JSON and is read like any other."""
-        body = self.body
         if name in self.keys:
-            raise _bad(
-                key, f"`{name}` comes a second time", "send it once, as parsers differ on which counts"
-            )
+            raise _bad(key, f"`{name}` comes a second time", "send it once: parsers differ on which counts")
         self.keys[name] = key
         if name == "stream":
-            self.stream = body.startswith(b"true", value)
+            self.stream = self.body.startswith(b"true", value)
             return value
         if name == "fallbacks":
             return (yield from self._read_fallbacks(key, value))
-        if not body.startswith(b'"', value):
+        if not self.body.startswith(b'"', value):
             raise _bad(value, "`model` is not a string", "send the name of a model in double quotes")
-        end = yield from _string(body, value)
-        self.model = _decoded(name, value, body[value:end])
+        self.model, end = yield from self._read_name(name, value)
         self.model_span = value, end
-        if not self.model:
-            raise _bad(value, "`model` is empty", "send the name of a model")
         return end
 
     def _read_fallbacks(self, key: int, value: int) -> _Reader:
-        body = self.body
+        body, names = self.body, list[str]()
         if body.startswith(b'"', value):
-            end = yield from _string(body, value)
-            own = [_decoded("fallbacks", value, body[value:end])]
-            if own == ["default"]:
+            name, end = yield from self._read_name("fallbacks", value)
+            if name == "default":
                 return end
+            names.append(name)
         elif body.startswith(b"[", value):
             item = yield from _blank(body, value + 1)
             if body.startswith(b"{", item):
                 self.native = value + 1
                 return value
             while body.startswith(b'"', item):
-                end = yield from _string(body, item)
-                _bound("fallbacks", value, end)
+                name, end = yield from self._read_name("fallbacks", item)
+                names.append(name)
                 item = yield from _after(body, end, b"]")
+                yield
             if not body.startswith(b"]", item):
                 raise _mixed(item)
             end = item + 1
-            own = _decoded("fallbacks", value, body[value:end])
         else:
             return value
-        if "" in own:
-            raise _bad(value, "`fallbacks` holds an empty string", "send names of models, or leave it out")
-        self.fallbacks = tuple(own)
+        self.fallbacks = tuple(names)
         self.fallbacks_cut = body.rfind(b",", self.start, key), end
         return end
+
+    def _read_name(self, member: str, start: int) -> Generator[None, None, tuple[str, int]]:
+        """The string at `start`, and the byte behind it."""
+        end = yield from _string(self.body, start)
+        self.names_length += end - start
+        if self.names_length > _LONGEST:
+            raise _bad(start, f"`{member}` makes the names too long", f"send {_LONGEST} bytes at most")
+        try:
+            name: str = orjson.loads(self.body[start:end])
+        except orjson.JSONDecodeError:
+            # The grammar is checked by now, so only this can be wrong.
+            raise _bad(start, f"`{member}` holds half of a surrogate pair", "send both halves") from None
+        if not name:
+            raise _bad(start, f"`{member}` holds an empty string", "send the name of a model")
+        return name, end
 
     def array(self, pos: int) -> _Frame:
         """The frame of the top-level array that opens in front of `pos`."""
@@ -295,20 +302,6 @@ class _Ours:
             # No comma in front: it is the first member, and `model` comes after it, behind another comma.
             cut = self.keys["fallbacks"], self.body.index(b",", cut[1]) + 1
         return Scan(self.model, self.model_span, self.fallbacks, cut, self.stream)
-
-
-def _decoded(name: str, start: int, source: bytes) -> Any:
-    _bound(name, start, start + len(source))
-    try:
-        return orjson.loads(source)
-    except orjson.JSONDecodeError:
-        # The grammar is checked by now, so only this can be wrong.
-        raise _bad(start, f"`{name}` holds half of a surrogate pair", "send both halves") from None
-
-
-def _bound(name: str, start: int, end: int) -> None:
-    if end - start > _LONGEST:
-        raise _bad(start, f"`{name}` is longer than {_LONGEST} bytes", "send fewer or shorter names")
 
 
 def _bad(at: int, problem: str, remedy: str) -> ProxyError:
@@ -350,7 +343,7 @@ def _opening(body: bytes) -> _Reader:
 def _turn(
     body: bytes, pos: int, run: re.Match[bytes] | None, frame: _Frame, ours: _Ours
 ) -> Generator[None, None, tuple[int, int]]:
-    """Read on where `run` stopped: a scalar, or just one bracket, which is returned with the byte behind it."""
+    """Read on where `run` stopped: a scalar, or a bracket, which is returned with the byte behind it."""
     pos = run.end() if run else (yield from _after(body, pos, frame.close))
     if body[pos : pos + 1].isspace():
         pos = yield from _blank(body, pos)
@@ -445,7 +438,8 @@ def _plain(body: bytes, pos: int, start: int) -> _Reader:
             end = found if found >= 0 else end
         piece = body[pos:end]
         if piece.translate(_BLANKED) != piece:
-            raise _syntax(body, _reach(_UNCONTROLLED, body, pos), "a character that needs no escape")
+            control = min(at for code in range(0x20) if (at := piece.find(code)) >= 0)
+            raise _syntax(body, pos + control, "a character that needs no escape")
         pos = end
         yield
     if pos == len(body):

@@ -3,32 +3,26 @@
 Facts
   - A base URL means what the SDK of its wire format means by it: Anthropic's has no ``/v1``, OpenAI's
     ends in it.
-  - systemd hands secrets over as files in ``$CREDENTIALS_DIRECTORY`` (systemd.exec(5), LoadCredential=).
-  - A header value holds no control character (RFC 9110, 5.5); here it goes out as latin-1.
-  - The path of a unix socket has at most 107 bytes (unix(7), sun_path).
 
 Rules
   1. One table: a field of a dataclass holds a key's name, type, default, shape and explanation. The parser,
      the defaults and the test that every key is explained read it.
-  2. A secret is written ``env.NAME`` or ``file:PATH``, never as it is, and it is never shown.
-  3. A client's credentials go to the wire format's default provider only. So an alias's target without
+  2. A client's credentials go to the wire format's default provider only. So an alias's target without
      credentials of its own, and nobody's default, could never be used: that is a problem here.
 
-Not here: opening files and reading the environment (the caller passes both), how YAML is read (`schema`).
+Not here: opening files and reading the environment (the caller passes both), how YAML is read (`schema`),
+what a single value must look like (`values`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import ipaddress
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-import yaml
-
+from . import values
 from .schema import (
     BROKEN,
     ConfigError,
@@ -47,146 +41,11 @@ from .schema import (
     sequence,
     text,
 )
+from .values import EVENTS, WIRE_FORMATS, Secret
 
 __all__ = ["Config", "ConfigError", "Key", "NetworkConfig", "Problem", "Provider", "Secret", "load", "local"]
 
-WIRE_FORMATS = ("anthropic", "openai", "genai", "cohere", "bedrock")
-EVENTS = ("connect", "reset", "timeout", "protocol", "stream_error")
 FALLBACK_ON = (*EVENTS, "401", "402", "403", "404", "408", "429", "500", "502", "503", "504", "529")
-
-
-class Secret:
-    """A string that only `reveal` shows. It is no dataclass, for `dataclasses.asdict` would open it."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: str) -> None:
-        self._value = value
-
-    def reveal(self) -> str:
-        return self._value
-
-    def __repr__(self) -> str:
-        return "Secret(***)"
-
-    def __format__(self, spec: str) -> str:
-        return format(repr(self), spec)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and other._value == self._value
-
-    def __hash__(self) -> int:
-        return hash(self._value)
-
-
-def _at(pattern: str, wanted: str) -> Callable[[str], str]:
-    """A check of a text in which ``AT`` is HOST:PORT. It returns the text without slashes at its end."""
-    host_and_port = r"(?P<host>\[[^][/@]*\]|[^][:/@]+)(:(?P<port>[0-9]{1,5}))"
-    compiled = re.compile(pattern.replace("AT", host_and_port))
-
-    def check(value: str) -> str:
-        match = compiled.fullmatch(value)
-        if not match or int(match["port"] or 0) > 65535:
-            raise ValueError(f"wanted {wanted}")
-        try:
-            if match["host"].startswith("["):
-                ipaddress.IPv6Address(match["host"][1:-1])
-            elif re.fullmatch("[0-9.]+", match["host"]):
-                ipaddress.IPv4Address(match["host"])
-            elif not re.fullmatch("[A-Za-z0-9_.-]+", match["host"]):
-                raise ValueError
-        except ValueError:
-            raise ValueError(f"the host is neither a name nor an IP address; wanted {wanted}") from None
-        return value.rstrip("/")
-
-    return check
-
-
-_URL = "http:// or https:// and HOST[:PORT]"
-_tcp = _at("AT", "HOST:PORT, [IPv6]:PORT or unix:/PATH, with a HOST and a PORT from 0 to 65535")
-_redis = _at("redis://AT?/[0-9]+", "redis://HOST[:PORT]/DB, without user or password, DB a number")
-origin = _at("https?://AT?/?", f"{_URL}, without path, user, query or fragment")
-base_url = _at(r'https?://AT?(/[!"$->@-~]*)?', f"{_URL}[/PATH], without user, query, fragment or spaces")
-
-
-def address(value: str) -> str:
-    """An address to listen on, unchanged. Raises ValueError with what is wanted."""
-    if not value.startswith("unix:"):
-        return _tcp(value)
-    if value[5:6] != "/" or len(value[5:].encode()) > 107:
-        raise ValueError("wanted unix:/PATH, an absolute path of at most 107 bytes")
-    return value
-
-
-def _store(value: str) -> str:
-    if value.startswith("redis:"):
-        return _redis(value)
-    if not re.fullmatch("sqlite:(?!//).+", value):
-        raise ValueError("wanted sqlite:PATH or redis://HOST[:PORT]/DB")
-    return value
-
-
-def _provider_name(value: str) -> str:
-    if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]*", value):
-        raise ValueError(
-            "a provider's name begins with a letter or digit and has only those, '.', '_' and '-'"
-        )
-    return value
-
-
-def _wire_format(value: str) -> str:
-    if value not in WIRE_FORMATS:
-        raise ValueError(f"unknown wire format{nearest(value, WIRE_FORMATS)}")
-    return value
-
-
-def _target(value: str) -> str:
-    provider, _, model = value.partition("/")
-    if not provider or not model:
-        raise ValueError('wanted "provider/model"')
-    return value
-
-
-def _event(document: Document, node: yaml.Node, path: Path) -> Any:
-    """One of `EVENTS`, or a status as a string."""
-    value = node.value if isinstance(node, yaml.ScalarNode) else ""
-    if value in EVENTS or re.fullmatch("[45][0-9][0-9]", value):
-        return value
-    return document.problem(path, f"wanted a status from 400 to 599, or an event{nearest(value, EVENTS)}")
-
-
-def _secret(document: Document, node: yaml.Node, path: Path) -> Any:
-    """The `Secret` that ``env.NAME`` or ``file:PATH`` stands for."""
-    return text(lambda reference: _resolve(document, reference))(document, node, path)
-
-
-def _resolve(document: Document, reference: str) -> Secret:
-    if re.fullmatch("env[.][A-Za-z_][A-Za-z0-9_]*", reference):
-        name = reference.removeprefix("env.")
-        return _checked(document.environ.get(name, ""), f"environment variable {name}")
-    if not re.fullmatch("file:.+", reference):
-        raise ValueError("a secret is written env.NAME or file:PATH, never as it is")
-    path = reference.removeprefix("file:")
-    name = path if path.startswith("/") else printable(path)
-    directory = document.environ.get("CREDENTIALS_DIRECTORY", "")
-    if directory and not path.startswith("/"):
-        path = f"{directory}/{path}"
-    try:
-        value = document.read_file(path)
-    except OSError as error:
-        raise ValueError(f"file {name} cannot be read: {error.strerror or type(error).__name__}") from None
-    except ValueError:
-        raise ValueError(f"file {name} cannot be read: it is not UTF-8 text") from None
-    return _checked(value.rstrip("\r\n"), f"file {name}")
-
-
-def _checked(value: str, source: str) -> Secret:
-    if not value:
-        raise ValueError(f"{source} is not set, or empty")
-    if not re.fullmatch("[ -~\xa0-\xff]+", value) or value != value.strip(" "):
-        wrong = "a control character, a space at an end, or a character beyond latin-1"
-        raise ValueError(f"{source} holds what no header value may: {wrong}")
-    return Secret(value)
 
 
 def _row(shape: Shape | None, doc: str) -> dict[str, Any]:
@@ -208,7 +67,7 @@ class Key:
     """A credential of ours at a provider."""
 
     name: str = field(metadata=_row(_STRING, "What logs call the key; no other key of the provider has it."))
-    value: Secret = field(metadata=_row(_secret, "The key itself, as env.NAME or file:PATH."))
+    value: Secret = field(metadata=_row(values.secret, "The key itself, as env.NAME or file:PATH."))
     weight: float = _setting(
         1.0, number(0, 100_000), "Its share of the requests, relative to the other keys."
     )
@@ -244,7 +103,7 @@ class Provider:
     name: str = field(metadata=_row(None, "The provider's name: letters, digits, dots, dashes, underscores."))
     base_urls: Mapping[str, str] = field(
         metadata=_row(
-            mapping(_wire_format, text(base_url)),
+            mapping(values.wire_format, text(values.base_url)),
             "The base URL for each wire format that the provider speaks, as the format's SDK would have it.",
         )
     )
@@ -265,13 +124,13 @@ class Config:
 
     listen: tuple[str, ...] = _setting(
         ("127.0.0.1:8080",),
-        sequence(text(address), least=1),
+        sequence(text(values.address), least=1),
         "Where clients connect: HOST:PORT, [IPv6]:PORT or unix:/PATH; port 0 is any free port."
         " Sockets that systemd passes win over this list.",
     )
     public_url: str | None = _setting(
         None,
-        optional(text(origin)),
+        optional(text(values.origin)),
         "Scheme, host and port at which clients reach the proxy, for the results_url of batches."
         " null: as the request's own Host header says.",
     )
@@ -296,33 +155,35 @@ class Config:
         262144, number(1024, whole=True), "The most bytes held for one stream, both sides together."
     )
     providers: Mapping[str, Provider] = field(
-        metadata=_row(mapping(_provider_name, record(Provider)), "Who answers requests; one at least.")
+        metadata=_row(mapping(values.provider_name, record(Provider)), "Who answers requests; one at least.")
     )
     default_providers: Mapping[str, str] = _setting(
         _NOTHING,
-        mapping(_wire_format, _STRING),
+        mapping(values.wire_format, _STRING),
         "For each wire format, the provider of models that name none, and the only one that may be sent"
         " the client's own credentials. Where exactly one provider speaks a format, it need not be named.",
     )
     models: Mapping[str, tuple[str, ...]] = _setting(
         _NOTHING,
-        mapping(str, sequence(text(_target), least=1, one=True)),
+        mapping(str, sequence(text(values.target), least=1, one=True)),
         "Model names of our own. Each stands for targets, as provider/model: the first is asked first,"
         " the others are its fallbacks.",
     )
     fallback_on: tuple[str, ...] = _setting(
-        FALLBACK_ON, sequence(_event), "The upstream statuses and failures that lead to the next target."
+        FALLBACK_ON,
+        sequence(values.event),
+        "The upstream statuses and failures that lead to the next target.",
     )
     store: str | None = _setting(
         None,
-        optional(text(_store)),
+        optional(text(values.store)),
         "Where state is kept: sqlite:PATH or redis://HOST[:PORT]/DB. It is opened only by features that"
         " need it (virtual keys, jobs); none of them is in this version.",
     )
     admin_key: Secret | None = field(
         default=None,
         metadata=_row(
-            optional(_secret),
+            optional(values.secret),
             "The credential for the /api/ routes, as env.NAME or file:PATH. Without it there are none;"
             " none of them is in this version.",
         ),
@@ -450,7 +311,9 @@ def local(environ: Mapping[str, str]) -> Config:
         variables = [variable for variable in _VARIABLES[name] if environ.get(variable)]
         keys: tuple[Key, ...] = ()
         try:
-            keys = tuple(Key(variable, _checked(environ[variable], variable)) for variable in variables[:1])
+            keys = tuple(
+                Key(variable, values.checked(environ[variable], variable)) for variable in variables[:1]
+            )
         except ValueError as error:
             problems.append(Problem(f"providers.{name}.keys[0].value", 0, str(error)))
         providers[name] = Provider(name, MappingProxyType(base_urls), keys)

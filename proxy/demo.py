@@ -130,11 +130,7 @@ def _config(listen: str, demo: str, backup: str) -> config.Config:
         backup=backup,
         overloaded=demo_answers.OVERLOADED,
     )
-    return config.load(text, {"DEMO_KEY": "demo"}, _read_file)
-
-
-def _read_file(name: str) -> str:
-    return Path(name).read_text("utf-8")
+    return config.load(text, {"DEMO_KEY": "demo"}, lambda name: Path(name).read_text("utf-8"))
 
 
 def _reason(error: config.ConfigError | OSError | RuntimeError) -> str:
@@ -142,14 +138,12 @@ def _reason(error: config.ConfigError | OSError | RuntimeError) -> str:
         return error.problems[0].message
     if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
         return "another program listens there; choose another with --listen"
-    return str(error)
+    return str(getattr(error, "strerror", error))
 
 
 async def _show(base_url: str, log_batches: asyncio.Queue[bytes], screen: _Screen) -> list[str]:
     """The two requests and their log lines, printed as they come. Returns what did not happen."""
-    screen.line(
-        f"Verbatim {__version__}: the proxy on {base_url}, and two built-in providers, demo and backup."
-    )
+    screen.line(f"Verbatim {__version__}: the proxy on {base_url}; built-in providers: demo, backup.")
     headers = {"anthropic-version": "2023-06-01"}
     timeout = aiohttp.ClientTimeout(total=60)
     async with aiohttp.ClientSession(base_url, headers=headers, timeout=timeout) as http:
@@ -180,14 +174,13 @@ async def _show(base_url: str, log_batches: asyncio.Queue[bytes], screen: _Scree
 
 @dataclasses.dataclass
 class _Watched:
-    """What a client saw of one streamed answer. Times are in seconds from its start."""
+    """What a client saw of one streamed answer. `first` is the seconds to its first token."""
 
     headers: dict[str, str] = dataclasses.field(default_factory=dict)
     usage: dict[str, int] = dataclasses.field(default_factory=dict)
     words: int = 0
     pings: int = 0
     first: float = 0
-    whole: float = 0
     finished: bool = False
 
 
@@ -220,7 +213,6 @@ async def _watch(http: aiohttp.ClientSession, path: str, body: dict[str, Any], s
                 seen.finished |= name == "message_stop" or bool(data.get("stop_reason"))
     except (aiohttp.ClientError, TimeoutError) as error:
         screen.note(f"broken off: {type(error).__name__}")
-    seen.whole = loop.time() - started
     screen.end_words()
     tried = seen.headers.get("x-bifrost-attempts", "").split(",")
     if len(tried) > 1:
@@ -228,10 +220,8 @@ async def _watch(http: aiohttp.ClientSession, path: str, body: dict[str, Any], s
     for name in ("x-bifrost-provider", "x-bifrost-fallback-index", "x-bifrost-attempts"):
         screen.note(f"{name}: {seen.headers.get(name, 'missing')}")
     if seen.usage:
-        screen.note(
-            f"usage: {seen.usage.get('input_tokens')} tokens in, {seen.usage.get('output_tokens')} out"
-        )
-    screen.note(f"first token after {seen.first * 1000:.0f} ms, {seen.words} in {seen.whole * 1000:.0f} ms")
+        screen.note("usage: " + ", ".join(f"{count} {name}" for name, count in seen.usage.items()))
+    screen.note(f"first token after {seen.first:.3f} s, {seen.words} tokens in {last - started:.3f} s")
     return seen
 
 

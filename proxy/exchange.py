@@ -87,6 +87,7 @@ class Exchange:
         """Set the ending that `error` means."""
         who = error.source.value
         timed_out = error.event == "timeout" or error.status in (408, 504)
-        self.finish(who.lower() if timed_out and error.source is not Source.PROXY else who)
+        phase = Phase.CONNECT if error.event == "connect" else None
+        self.finish(who.lower() if timed_out and error.source is not Source.PROXY else who, phase)
         if not self.error:
             self.error = error.message

@@ -163,6 +163,7 @@ class Handler:
             return
         stream = headers.is_plain_stream(answer.headers)
         reply.pulse = self._pulse(route.wire_format, exchange, stream=stream)
+        reply.bound(self._config.max_buffer_bytes // 4)
         fields = headers.inbound(answer.headers, stream=stream) + _served_by(exchange)
         if route.kind is Kind.BATCH and served.target.provider.keys:
             if headers.get(fields, b"content-encoding") is not None:

@@ -28,7 +28,7 @@ from . import coding, headers
 from .body import Scan, steps
 from .config import Config
 from .errors import ProxyError, Source
-from .exchange import Exchange
+from .exchange import Exchange, Phase
 from .routes import Kind, Route
 
 LARGE_BYTES = 262144
@@ -84,6 +84,7 @@ async def read(request: web.BaseRequest, route: Route, exchange: Exchange, confi
     )
     if route.kind is Kind.MODEL:
         body = await _held(request, exchange, config, original.length or 0)
+        exchange.phase = Phase.PLAN
         scan, plain = await _scanned(body, headers.get(fields, b"content-encoding"), config)
         exchange.model, exchange.stream = scan.model, scan.stream
         return original._replace(body=body, scan=scan, plain=plain, identity=original.identity or scan.stream)

@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator
-from fnmatch import fnmatchcase
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from .body import Scan

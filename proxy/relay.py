@@ -124,6 +124,12 @@ class Reply(web.StreamResponse):
         await self.begin(status, reason, [*fields, (b"Content-Length", b"%d" % len(body))], body)
         await self.end()
 
+    def bound(self, size: int) -> None:
+        """Let at most about `size` bytes wait for a slow reader."""
+        transport = self._request.transport
+        if isinstance(transport, asyncio.WriteTransport):
+            transport.set_write_buffer_limits(size)
+
     def close(self) -> None:
         """Let the connection carry no further request."""
         self._open = False

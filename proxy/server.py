@@ -17,7 +17,9 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
+import socket
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
@@ -40,8 +42,9 @@ AIOHTTP_FLOOR = (3, 14, 5)
 class Server:
     """One worker: listens where the config says and serves until `stop`."""
 
-    def __init__(self, config: Config, *, log: AccessLog) -> None:
+    def __init__(self, config: Config, *, log: AccessLog, sockets: Sequence[socket.socket] = ()) -> None:
         self._config = config
+        self._sockets = sockets
         self._log = log
         self._runner: web.ServerRunner | None = None
         self._upstream: Upstream | None = None
@@ -60,7 +63,10 @@ class Server:
         door = Downstream(self._handler, metrics, self._log, config)
         self._runner = web.ServerRunner(door, shutdown_timeout=config.drain_timeout)
         await self._runner.setup()
-        for address in config.listen:
+        for inherited in self._sockets:
+            await web.SockSite(self._runner, inherited).start()
+            self.addresses.append(_name(inherited.getsockname()))
+        for address in () if self._sockets else config.listen:
             await self._listen(address)
 
     async def stop(self) -> None:
@@ -83,10 +89,7 @@ class Server:
             return
         host, _, port = address.rpartition(":")
         await web.TCPSite(runner, host.strip("[]"), int(port)).start()
-        bound_host, bound_port = runner.addresses[-1][:2]
-        self.addresses.append(
-            f"[{bound_host}]:{bound_port}" if ":" in bound_host else f"{bound_host}:{bound_port}"
-        )
+        self.addresses.append(_name(runner.addresses[-1]))
 
 
 class Downstream(web.Server):
@@ -148,6 +151,14 @@ class Door(web.RequestHandler):
         )
         response.force_close()
         return response
+
+
+def _name(address: Any) -> str:
+    """A socket's address as the config writes it."""
+    if isinstance(address, str):
+        return f"unix:{address}"
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _check_aiohttp() -> None:

@@ -377,7 +377,9 @@ def sse(name: str | None, data: object) -> bytes:
 
 def ends_connection(response: bytes, request: Request) -> bool:
     """Whether an upstream that sent `response` must close: it said so, or only FIN can end the body."""
-    block = response.partition(b"\r\n\r\n")[0]
+    block, _, rest = response.partition(b"\r\n\r\n")
+    while block.startswith(b"HTTP/1.1 1"):
+        block, _, rest = rest.partition(b"\r\n\r\n")
     headers = header_pairs(block.split(b"\r\n")[1:])
     if b"close" in (value.lower() for value in header_values(headers, "connection")):
         return True

@@ -22,10 +22,10 @@ from proxy.config import (
     Problem,
     Provider,
     Secret,
-    address,
     load,
     local,
 )
+from proxy.values import address
 
 KEY = "sk-test-" + "a1B2" * 25
 """As long as a provider's real key is."""
@@ -313,6 +313,11 @@ ONE: dict[str, Row] = {
     "literal admin key": root(f"admin_key: {LITERAL}", "admin_key", REFERENCE),
     "literal key where a reference begins": of_key(f"{{name: a, value: env.{LITERAL}}}", "value", REFERENCE),
     "literal key as a file": root(f"admin_key: file:{LITERAL}", "admin_key", "cannot be read: No such file"),
+    "credential without systemd": root(
+        "admin_key: file:admin",
+        "admin_key",
+        "file admin (CREDENTIALS_DIRECTORY is not set) cannot be read: No such file or directory",
+    ),
     "number as a key": of_key("{name: a, value: 1234}", "value", f"{TEXT} a number"),
     "key in a list": (
         with_key(LITERAL),

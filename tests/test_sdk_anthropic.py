@@ -69,9 +69,10 @@ def run(sdk: Callable[[str], Path]) -> Run:
 
     async def run_script(version: str, script: str, base_url: str) -> dict[str, Any]:
         home = await asyncio.to_thread(sdk, version)
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("ANTHROPIC_")}
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", str(Path(__file__).parent / "sdk" / f"sdk_{script}.py"), base_url, KEY),
-            env={**os.environ, "PYTHONPATH": str(home)},
+            env={**inherited, "PYTHONPATH": str(home), "NO_PROXY": "127.0.0.1"},
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )

@@ -1,0 +1,165 @@
+"""Single values of the config: addresses, URLs, names, secrets.
+
+Facts
+  - systemd hands secrets over as files in ``$CREDENTIALS_DIRECTORY`` (systemd.exec(5), LoadCredential=).
+  - A header value holds no control character (RFC 9110, 5.5); here it goes out as latin-1.
+  - The path of a unix socket has at most 107 bytes (unix(7), sun_path).
+
+Rules
+  1. A check takes a text and returns it, or raises ValueError with what is wanted.
+  2. A secret is written ``env.NAME`` or ``file:PATH``, never as it is, and it is never shown.
+
+Not here: which keys there are (`config`).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable
+from typing import Any
+
+import yaml
+
+from .schema import Document, Path, nearest, printable, text
+
+WIRE_FORMATS = ("anthropic", "openai", "genai", "cohere", "bedrock")
+EVENTS = ("connect", "reset", "timeout", "protocol", "stream_error")
+
+
+class Secret:
+    """A string that only `reveal` shows. It is no dataclass, for `dataclasses.asdict` would open it."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __repr__(self) -> str:
+        return "Secret(***)"
+
+    def __format__(self, spec: str) -> str:
+        return format(repr(self), spec)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._value == self._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+
+def _at(pattern: str, wanted: str) -> Callable[[str], str]:
+    """A check of a text. In `pattern`, ``AT`` is HOST:PORT, and ``AT?`` HOST with or without a port.
+
+    It returns the text without slashes at its end.
+    """
+    host_and_port = r"(?P<host>\[[^][/@]*\]|[^][:/@]+)(:(?P<port>[0-9]{1,5}))"
+    compiled = re.compile(pattern.replace("AT", host_and_port))
+
+    def check(value: str) -> str:
+        match = compiled.fullmatch(value)
+        if not match or int(match["port"] or 0) > 65535:
+            raise ValueError(f"wanted {wanted}")
+        try:
+            if match["host"].startswith("["):
+                ipaddress.IPv6Address(match["host"][1:-1])
+            elif re.fullmatch("[0-9.]+", match["host"]):
+                ipaddress.IPv4Address(match["host"])
+            elif not re.fullmatch("[A-Za-z0-9_.-]+", match["host"]):
+                raise ValueError
+        except ValueError:
+            raise ValueError(f"the host is neither a name nor an IP address; wanted {wanted}") from None
+        return value.rstrip("/")
+
+    return check
+
+
+_URL = "http:// or https:// and HOST[:PORT]"
+_tcp = _at("AT", "HOST:PORT, [IPv6]:PORT or unix:/PATH, with a HOST and a PORT from 0 to 65535")
+_redis = _at("redis://AT?/[0-9]+", "redis://HOST[:PORT]/DB, without user or password, DB a number")
+origin = _at("https?://AT?/?", f"{_URL}, without path, user, query or fragment")
+base_url = _at(r'https?://AT?(/[!"$->@-~]*)?', f"{_URL}[/PATH], without user, query, fragment or spaces")
+
+
+def address(value: str) -> str:
+    """An address to listen on, unchanged. Raises ValueError with what is wanted."""
+    if not value.startswith("unix:"):
+        return _tcp(value)
+    if value[5:6] != "/" or len(value[5:].encode()) > 107:
+        raise ValueError("wanted unix:/PATH, an absolute path of at most 107 bytes")
+    return value
+
+
+def store(value: str) -> str:
+    if value.startswith("redis:"):
+        return _redis(value)
+    if not re.fullmatch("sqlite:(?!//).+", value):
+        raise ValueError("wanted sqlite:PATH or redis://HOST[:PORT]/DB")
+    return value
+
+
+def provider_name(value: str) -> str:
+    if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]*", value):
+        raise ValueError(
+            "a provider's name begins with a letter or digit and has only those, '.', '_' and '-'"
+        )
+    return value
+
+
+def wire_format(value: str) -> str:
+    if value not in WIRE_FORMATS:
+        raise ValueError(f"unknown wire format{nearest(value, WIRE_FORMATS)}")
+    return value
+
+
+def target(value: str) -> str:
+    provider, _, model = value.partition("/")
+    if not provider or not model:
+        raise ValueError('wanted "provider/model"')
+    return value
+
+
+def event(document: Document, node: yaml.Node, path: Path) -> Any:
+    """One of `EVENTS`, or a status as a string."""
+    value = node.value if isinstance(node, yaml.ScalarNode) else ""
+    if value in EVENTS or re.fullmatch("[45][0-9][0-9]", value):
+        return value
+    return document.problem(path, f"wanted a status from 400 to 599, or an event{nearest(value, EVENTS)}")
+
+
+def secret(document: Document, node: yaml.Node, path: Path) -> Any:
+    """The `Secret` that ``env.NAME`` or ``file:PATH`` stands for."""
+    return text(lambda reference: _resolve(document, reference))(document, node, path)
+
+
+def _resolve(document: Document, reference: str) -> Secret:
+    if re.fullmatch("env[.][A-Za-z_][A-Za-z0-9_]*", reference):
+        name = reference.removeprefix("env.")
+        return checked(document.environ.get(name, ""), f"environment variable {name}")
+    if not re.fullmatch("file:.+", reference):
+        raise ValueError("a secret is written env.NAME or file:PATH, never as it is")
+    path = reference.removeprefix("file:")
+    name = path if path.startswith("/") else printable(path)
+    directory = document.environ.get("CREDENTIALS_DIRECTORY", "")
+    if not path.startswith("/"):
+        name += "" if directory else " (CREDENTIALS_DIRECTORY is not set)"
+        path = f"{directory}/{path}" if directory else path
+    try:
+        value = document.read_file(path)
+    except OSError as error:
+        raise ValueError(f"file {name} cannot be read: {error.strerror or type(error).__name__}") from None
+    except ValueError:
+        raise ValueError(f"file {name} cannot be read: it is not UTF-8 text") from None
+    return checked(value.rstrip("\r\n"), f"file {name}")
+
+
+def checked(value: str, source: str) -> Secret:
+    if not value:
+        raise ValueError(f"{source} is not set, or empty")
+    if not re.fullmatch("[ -~\xa0-\xff]+", value) or value != value.strip(" "):
+        wrong = "a control character, a space at an end, or a character beyond latin-1"
+        raise ValueError(f"{source} holds what no header value may: {wrong}")
+    return Secret(value)

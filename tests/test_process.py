@@ -1,0 +1,193 @@
+"""The command as a process: serve, signals, sockets that are passed, exit codes, what it prints."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rawclient import connect, get, post
+from running import StartUpstream
+from scripted import Conn, Request, answer
+
+CONFIG = """
+listen: ["127.0.0.1:0"]
+providers:
+  anthropic:
+    base_urls: {{anthropic: "{url}"}}
+    keys: [{{name: main, value: env.KEY}}]
+"""
+
+
+ACTIVATE = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ |= {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid())}
+os.execv(sys.executable, [sys.executable, "-m", "proxy", "serve", "--config", sys.argv[2]])
+"""
+"""What systemd does; LISTEN_PID is the pid of the process itself."""
+
+Process = asyncio.subprocess.Process
+
+
+async def spawn(*arguments: str, environ: dict[str, str] | None = None, **options: Any) -> Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "proxy",
+        *arguments,
+        env={**os.environ, **(environ or {})},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        **options,
+    )
+
+
+async def port_of(process: Process) -> int:
+    """The port that the process says it serves on."""
+    assert process.stderr is not None
+    async with asyncio.timeout(20):
+        while line := await process.stderr.readline():
+            if b"serving on" in line:
+                return int(line.rpartition(b":")[2])
+    pytest.fail("it ended without serving")
+
+
+async def test_serve_answers_logs_and_ends_with_0(tmp_path: Path, upstream: StartUpstream) -> None:
+    """One request, one JSON line on stdout, no key in it, and SIGTERM is a clean end."""
+    up = await upstream(answer(body=b"{}"))
+    config = tmp_path / "proxy.yaml"
+    config.write_text(CONFIG.format(url=up.url))
+    process = await spawn("serve", "--config", str(config), environ={"KEY": "sk-test-own"})
+    client = await connect(await port_of(process))
+    await client.send(post("/anthropic/v1/messages", b'{"model":"claude-2"}'))
+    assert (await client.response("POST")).status == 200
+    client.close()
+    process.send_signal(signal.SIGTERM)
+    out, err = await process.communicate()
+    assert process.returncode == 0
+    line = json.loads(out)
+    assert (line["status"], line["ending"], line["attempts"]) == (200, "--", ["anthropic/claude-2:200"])
+    assert b"sk-test" not in out + err
+    assert up.requests[0].values("x-api-key") == [b"sk-test-own"]
+
+
+async def test_an_open_request_may_finish_after_sigterm(tmp_path: Path, upstream: StartUpstream) -> None:
+    """The process stops listening, answers what is open, then ends."""
+    asked, go = asyncio.Event(), asyncio.Event()
+
+    async def step(conn: Conn, _: Request) -> None:
+        asked.set()
+        await go.wait()
+        await conn.send(answer(body=b"{}"))
+
+    up = await upstream(step)
+    config = tmp_path / "proxy.yaml"
+    config.write_text(CONFIG.format(url=up.url))
+    process = await spawn("serve", "--config", str(config), environ={"KEY": "sk-test-own"})
+    port = await port_of(process)
+    client = await connect(port)
+    await client.send(post("/anthropic/v1/messages", b'{"model":"claude-2"}'))
+    await asked.wait()
+    process.send_signal(signal.SIGTERM)
+    assert process.stderr is not None
+    assert b"stopping" in await process.stderr.readline()
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                (await connect(port)).close()
+            except OSError:
+                break
+    go.set()
+    assert (await client.response("POST")).status == 200
+    client.close()
+    await process.communicate()
+    assert process.returncode == 0
+
+
+async def test_serve_without_a_config_is_the_local_dev_proxy() -> None:
+    """No file, no key, no environment: it serves, and says so."""
+    quiet = {name: "" for name in os.environ if name.endswith("_API_KEY")}
+    process = await spawn("serve", "--listen", "127.0.0.1:0", environ=quiet)
+    client = await connect(await port_of(process))
+    await client.send(get("/health"))
+    assert (await client.response("GET")).body == b'{"status":"ok"}'
+    client.close()
+    process.send_signal(signal.SIGINT)
+    await process.communicate()
+    assert process.returncode == 0
+
+
+async def test_sockets_that_systemd_passes_win(tmp_path: Path) -> None:
+    """Started with LISTEN_FDS, it serves on the socket it was given and on no other."""
+    config = tmp_path / "proxy.yaml"
+    config.write_text(CONFIG.format(url="http://127.0.0.1:1"))
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            ACTIVATE,
+            str(listening.fileno()),
+            str(config),
+            env={**os.environ, "KEY": "sk-test-own"},
+            pass_fds=[listening.fileno()],
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        assert await port_of(process) == listening.getsockname()[1]
+        client = await connect(listening.getsockname()[1])
+        await client.send(get("/health"))
+        assert (await client.response("GET")).status == 200
+        client.close()
+        process.terminate()
+        await process.communicate()
+        assert process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["version"], 0, "verbatim-proxy "),
+        ([], 2, "COMMAND"),
+        (["check"], 2, "--config"),
+        (["check", "--config", "BAD"], 1, "line 3: provider"),
+        (["check", "--config", "MISSING"], 1, "cannot be read"),
+        (["check", "--config", "GOOD"], 0, "good, 1 providers"),
+        (["serve", "--config", "BAD"], 1, "line 3: provider"),
+        (["serve", "--listen", "8080"], 2, "--listen: "),
+    ],
+)
+async def test_exit_codes_and_messages(tmp_path: Path, arguments: list[str], code: int, words: str) -> None:
+    """What is wrong is said with its place; no traceback is ever shown."""
+    (tmp_path / "GOOD").write_text(CONFIG.format(url="http://127.0.0.1:1"))
+    (tmp_path / "BAD").write_text("listen: ['127.0.0.1:0']\n\nprovider: {}\n")
+    process = await spawn(
+        *(str(tmp_path / a) if a.isupper() else a for a in arguments),
+        environ={"KEY": "sk-test-own", "PYTHONPATH": str(Path(__file__).parent.parent)},
+        cwd=tmp_path,
+    )
+    out, err = await process.communicate()
+    assert process.returncode == code, (out, err)
+    assert words in (out + err).decode()
+    assert b"Traceback" not in err
+
+
+async def test_an_address_that_is_taken_is_said() -> None:
+    """Exit code 1 and one line, not a traceback."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        process = await spawn("serve", "--listen", f"127.0.0.1:{taken.getsockname()[1]}")
+        _, err = await process.communicate()
+    assert process.returncode == 1
+    assert b"cannot start" in err
+    assert b"Traceback" not in err
