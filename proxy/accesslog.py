@@ -25,6 +25,7 @@ import orjson
 from .exchange import Exchange
 
 MAX_WAITING = 10_000
+BATCH_SECONDS = 0.05
 MAX_TEXT = 200
 
 _KEY = re.compile(r"sk-[A-Za-z0-9_-]{8,}")
@@ -39,6 +40,7 @@ class AccessLog:
         self._write = write
         self._waiting: list[bytes] = []
         self._writing: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._dropped = 0
 
     def log(self, exchange: Exchange) -> None:
@@ -47,17 +49,22 @@ class AccessLog:
             self._dropped += 1
             return
         self._waiting.append(line(exchange))
-        if self._writing is None:
-            self._flush()
+        if self._timer is None and self._writing is None:
+            # A batch: a thread per line would cost more than the request.
+            self._timer = asyncio.get_running_loop().call_later(BATCH_SECONDS, self._flush)
 
     async def close(self) -> None:
         """Write what is waiting."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._flush()
         while self._writing is not None:
             await asyncio.wait([self._writing])
         if self._dropped:
             logger.warning("%d access-log lines were dropped: the reader of stdout stalled", self._dropped)
 
     def _flush(self) -> None:
+        self._timer = None
         batch = b"".join(self._waiting)
         self._waiting.clear()
         self._writing = asyncio.get_running_loop().run_in_executor(None, self._emit, batch)
@@ -96,7 +103,7 @@ def line(exchange: Exchange) -> bytes:
         "first_ms": _ms(exchange.started, exchange.first_at),
         "total_ms": _ms(exchange.started, exchange.ended),
         "pings": exchange.pings,
-        "usage": exchange.usage.counts(),
+        "usage": exchange.tokens,
         "upstream_request_id": _text(exchange.upstream_id),
     }
     if exchange.error:

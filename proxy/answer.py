@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import NamedTuple
 
 import httptools
@@ -77,6 +77,7 @@ class Answer:
         self._ended = False
         self._clean = True
         self._paused = False
+        self._sink: Callable[[bytes], bool] | None = None
         self._sending: asyncio.Task[None] | None = None
         self._error: ProxyError | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -103,6 +104,28 @@ class Answer:
             await self._wait()
         if self._error is not None:
             raise self._error
+
+    async def pour(self, sink: Callable[[bytes], bool]) -> bool:
+        """Hand the body to `sink` as it arrives, without a turn of the loop in between.
+
+        Returns True at the end, and False when `sink` did: reading stands still then until the next call.
+        `sink` must not raise. Raises `ProxyError` as `read` does.
+        """
+        self._patient_until = 0.0
+        if self._paused and not self._chunks:
+            self._resume()
+        while True:
+            if self._chunks and not sink(self.ready()):
+                return False
+            if self._error is not None:
+                raise self._error
+            if self._ended:
+                return True
+            self._sink = sink
+            await self._wait()
+            if self._sink is None:
+                return False
+            self._sink = None
 
     async def read(self, patience: float | None = None) -> bytes | None:
         """The next bytes of the body, ``b""`` after the last, or None after `patience` seconds of silence.
@@ -219,6 +242,16 @@ class Answer:
     def on_body(self, data: bytes) -> None:
         if self._ended:
             self._clean = False
+            return
+        if self._sink is not None:
+            if self._sink(data):
+                return
+            # The reader downstream is slow: stand still until it has caught up.
+            self._sink = None
+            if self._connection is not None:
+                self._paused = True
+                self._connection.transport.pause_reading()
+            self._wake()
             return
         self._chunks.append(data)
         self._waiting_bytes += len(data)

@@ -77,11 +77,17 @@ class Exchange:
     committed: bool = False
     """A response head went downstream: nothing is retried any more."""
     usage: Usage = dataclasses.field(default_factory=Usage)
+    tokens: dict[str, int] = dataclasses.field(default_factory=dict)
+    """What `usage` counted, once the exchange is over."""
 
     def finish(self, who: str, phase: Phase | None = None) -> None:
         """Set the ending, unless one is set."""
         if not self.ending:
             self.ending = who + (phase or self.phase).value
+
+    def finish_whole(self) -> None:
+        """The reply is complete; that it is an error of ours may have been said before."""
+        self.ending = self.ending or "--"
 
     def fail(self, error: ProxyError) -> None:
         """Set the ending that `error` means."""

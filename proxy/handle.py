@@ -26,11 +26,11 @@ import logging
 import secrets
 import time
 import traceback
-from typing import Protocol
+from typing import Protocol, cast
 
 from aiohttp import web
 
-from . import errors, headers, incoming, keys, plan, relay, results, routes
+from . import errors, headers, incoming, keys, plan, relay, results, routes, sse
 from .attempt import Runner, Served
 from .config import Config
 from .errors import ProxyError, Source
@@ -78,7 +78,7 @@ class Handler:
             started=clock(),
             at=time.time(),
         )
-        reply = relay.Reply(request, exchange)
+        reply = relay.Reply(request, exchange, self._config.max_buffer_bytes // 4)
         self._metrics.begin()
         try:
             try:
@@ -100,11 +100,12 @@ class Handler:
             exchange.fail(refusal)
             await self._refuse(reply, exchange, refusal)
         finally:
+            reply.pulse.stop()
             exchange.ended = clock()
-            exchange.bytes_out = request.writer.output_size
+            exchange.tokens = exchange.usage.counts()
             self._metrics.observe(exchange)
             self._log.log(exchange)
-        return reply
+        return cast(web.StreamResponse, reply)
 
     async def _serve(self, request: web.BaseRequest, exchange: Exchange, reply: relay.Reply) -> None:
         incoming.check(request)
@@ -116,7 +117,7 @@ class Handler:
             anthropic_version=headers.get(fields, b"anthropic-version") is not None,
         )
         if route.kind in (Kind.PROBE, Kind.HEALTH, Kind.METRICS):
-            await self._answer(route, reply)
+            self._answer(route, reply)
             return
         keys.authenticate(self._config, fields)
 
@@ -144,7 +145,7 @@ class Handler:
         try:
             await asyncio.wait([task], timeout=early)
             if not task.done():
-                reply.pulse = self._pulse(original.wire_format, exchange, stream=True)
+                reply.pulse.start(sse.PINGS[original.wire_format], self._config.ping_interval)
                 await relay.commit_early(task, reply, exchange)
             return await task
         finally:
@@ -162,8 +163,8 @@ class Handler:
             await relay.copy_early(answer, served.held, reply, exchange)
             return
         stream = headers.is_plain_stream(answer.headers)
-        reply.pulse = self._pulse(route.wire_format, exchange, stream=stream)
-        reply.bound(self._config.max_buffer_bytes // 4)
+        if stream:
+            reply.pulse.start(sse.PINGS[route.wire_format], self._config.ping_interval)
         fields = headers.inbound(answer.headers, stream=stream) + _served_by(exchange)
         if route.kind is Kind.BATCH and served.target.provider.keys:
             if headers.get(fields, b"content-encoding") is not None:
@@ -172,22 +173,19 @@ class Handler:
                 )
             body = served.held + await answer.body(self._config.max_body_bytes)
             body = results.localized(body, _own_origin(self._config, request) + route.prefix)
-            await reply.whole(answer.status, headers.without_length(fields), body, answer.reason)
+            reply.whole(answer.status, headers.without_length(fields), body, answer.reason)
             return
         await relay.copy(answer, served.held, fields, reply)
 
-    def _pulse(self, wire_format: str, exchange: Exchange, *, stream: bool) -> relay.Pulse:
-        return relay.Pulse(exchange, wire_format, self._config.ping_interval, stream=stream)
-
-    async def _answer(self, route: Route, reply: relay.Reply) -> None:
+    def _answer(self, route: Route, reply: relay.Reply) -> None:
         """The proxy's own routes."""
         if route.kind is Kind.METRICS:
             content_type = self._metrics.content_type.encode()
-            await reply.whole(200, [(b"Content-Type", content_type)], self._metrics.text())
+            reply.whole(200, [(b"Content-Type", content_type)], self._metrics.text())
         elif self.draining and route.kind is Kind.HEALTH:
-            await reply.whole(503, [_JSON], b'{"status":"draining"}')
+            reply.whole(503, [_JSON], b'{"status":"draining"}')
         else:
-            await reply.whole(200, [_JSON], b'{"status":"ok"}')
+            reply.whole(200, [_JSON], b'{"status":"ok"}')
 
     async def _refuse(self, reply: relay.Reply, exchange: Exchange, error: ProxyError) -> None:
         """Say what went wrong while that is possible; afterwards a reset says it."""
@@ -199,7 +197,7 @@ class Handler:
             reply.close()
         body = errors.body(error, exchange.request_id)
         own = [_JSON, (b"request-id", exchange.request_id.encode()), *error.headers]
-        await reply.whole(error.status, own + _served_by(exchange), body)
+        reply.whole(error.status, own + _served_by(exchange), body)
 
 
 _JSON = (b"Content-Type", b"application/json")

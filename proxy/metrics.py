@@ -3,19 +3,32 @@
 Facts
   - Names and labels are Bifrost's where the thing is the same, so that its dashboards go on working.
   - A label value that clients choose is a memory leak: each makes new series.
+  - Looking a child up by its labels costs more in `prometheus_client` than counting; a request would do
+    it fifteen times. So one record is found per request, and the library writes them out when asked.
 
 Rules
   1. Every label has a closed or capped set of values: routes, known methods, statuses, configured
      providers, and at most `MAX_MODELS` model names that upstream has answered for.
-  2. The registry belongs to its server; nothing is global.
+  2. The tables belong to their server; nothing is global.
 
 Not here: what is logged per request (`accesslog`).
 """
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
 
 from .config import Config
 from .exchange import Exchange
@@ -24,114 +37,179 @@ MAX_MODELS = 100
 
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 
-_SECONDS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_SECONDS = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 _BYTES = (1e3, 1e4, 1e5, 1e6, 1e7, 1e8)
+_TRIES = (0.0, 1.0, 2.0, 3.0, 5.0, 10.0)
 _HTTP = ("path", "method", "status")
 _MODEL = ("provider", "model", "method", "fallback_index")
 
 
-class Metrics:
+class _Histogram:
+    """Counts per bucket, and the sum."""
+
+    __slots__ = ("_bounds", "_counts", "_sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def write(self, family: HistogramMetricFamily, labels: Sequence[str]) -> None:
+        """Add the samples, with cumulative buckets as the format wants them."""
+        so_far = 0
+        buckets = []
+        for bound, count in zip((*map(str, self._bounds), "+Inf"), self._counts, strict=True):
+            so_far += count
+            buckets.append((bound, float(so_far)))
+        if so_far:
+            family.add_metric(labels, buckets, self._sum)
+
+
+class _Requests:
+    """What is counted for one route, method and status."""
+
+    __slots__ = ("bytes_in", "bytes_out", "count", "seconds")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.seconds = _Histogram(_SECONDS)
+        self.bytes_in = _Histogram(_BYTES)
+        self.bytes_out = _Histogram(_BYTES)
+
+
+class _Served:
+    """What is counted for one provider, model, route and place in the plan."""
+
+    __slots__ = ("count", "errors", "first", "input", "latency", "output", "retries", "success")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.success = 0
+        self.errors: dict[str, int] = defaultdict(int)
+        self.latency = {"true": _Histogram(_SECONDS), "false": _Histogram(_SECONDS)}
+        self.first = _Histogram(_SECONDS)
+        self.retries = _Histogram(_TRIES)
+        self.input = 0
+        self.output = 0
+
+
+class Metrics(Collector):
     """Observes finished exchanges; `text` is what ``/metrics`` answers."""
 
     content_type = CONTENT_TYPE_LATEST
 
     def __init__(self, config: Config) -> None:
-        self._registry = registry = CollectorRegistry()
-        self._models = {
-            name for targets in config.models.values() for name in (t.partition("/")[2] for t in targets)
-        }
-        self._requests = Counter("http_requests", "Requests, by route and status.", _HTTP, registry=registry)
-        self._duration = Histogram(
-            "http_request_duration_seconds", "Start to end.", _HTTP, buckets=_SECONDS, registry=registry
-        )
-        self._bytes_in = Histogram(
-            "http_request_size_bytes", "Request bodies.", _HTTP, buckets=_BYTES, registry=registry
-        )
-        self._bytes_out = Histogram(
-            "http_response_size_bytes", "Responses, heads included.", _HTTP, buckets=_BYTES, registry=registry
-        )
-        self._active = Gauge("bifrost_active_requests", "Requests in flight.", registry=registry)
-        self._upstream = Counter(
-            "bifrost_upstream_requests", "Requests that reached a provider.", _MODEL, registry=registry
-        )
-        self._success = Counter(
-            "bifrost_success_requests", "Of these, answered below 400.", _MODEL, registry=registry
-        )
-        self._error = Counter(
-            "bifrost_error_requests", "Of these, failed.", (*_MODEL, "status_code"), registry=registry
-        )
-        self._latency = Histogram(
-            "bifrost_upstream_latency_seconds",
-            "Start to the head of the answer, retries included.",
-            (*_MODEL, "is_success"),
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self._first = Histogram(
-            "bifrost_stream_first_token_latency_seconds",
-            "Start to the first bytes of a stream.",
-            _MODEL,
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self._retries = Histogram(
-            "bifrost_request_retries",
-            "Attempts beyond the first.",
-            _MODEL,
-            buckets=(0, 1, 2, 3, 5, 10),
-            registry=registry,
-        )
-        self._input = Counter("bifrost_input_tokens", "Input tokens seen passing.", _MODEL, registry=registry)
-        self._output = Counter(
-            "bifrost_output_tokens", "Output tokens seen passing.", _MODEL, registry=registry
-        )
-        self._endings = Counter(
-            "verbatim_endings", "Requests, by their ending.", ("ending",), registry=registry
-        )
-        self._pings = Counter("verbatim_pings", "Keepalive pings written.", registry=registry)
+        self._models = {target.partition("/")[2] for targets in config.models.values() for target in targets}
+        self._active = 0
+        self._pings = 0
+        self._endings: dict[str, int] = defaultdict(int)
+        self._requests: dict[tuple[str, ...], _Requests] = defaultdict(_Requests)
+        self._served: dict[tuple[str, ...], _Served] = defaultdict(_Served)
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
 
     def begin(self) -> None:
-        self._active.inc()
+        self._active += 1
 
     def observe(self, exchange: Exchange) -> None:
         """Count a finished exchange."""
-        self._active.dec()
-        self._endings.labels(exchange.ending).inc()
-        self._pings.inc(exchange.pings)
+        self._active -= 1
+        self._pings += exchange.pings
+        self._endings[exchange.ending] += 1
         path = exchange.route.label if exchange.route else "other"
         method = exchange.method if exchange.method in METHODS else "other"
-        labels = (path, method, str(exchange.status))
-        seconds = exchange.ended - exchange.started
-        self._requests.labels(*labels).inc()
-        self._duration.labels(*labels).observe(seconds)
-        self._bytes_in.labels(*labels).observe(exchange.bytes_in)
-        self._bytes_out.labels(*labels).observe(exchange.bytes_out)
-        if exchange.target is not None:
-            self._observe_upstream(exchange, path)
+        requests = self._requests[path, method, str(exchange.status)]
+        requests.count += 1
+        requests.seconds.observe(exchange.ended - exchange.started)
+        requests.bytes_in.observe(exchange.bytes_in)
+        requests.bytes_out.observe(exchange.bytes_out)
+        target = exchange.target
+        if target is None:
+            return
+        good = 200 <= exchange.status < 400 and exchange.ending == "--"
+        served = self._served[target.provider.name, self._model(target.model, good), path, str(target.index)]
+        served.count += 1
+        if good:
+            served.success += 1
+        else:
+            served.errors[str(exchange.status)] += 1
+        if exchange.head_at:
+            served.latency["true" if good else "false"].observe(exchange.head_at - exchange.started)
+        if exchange.stream and exchange.first_at:
+            served.first.observe(exchange.first_at - exchange.started)
+        served.retries.observe(max(0, len(exchange.attempts) - 1))
+        counts = exchange.tokens
+        served.input += counts.get("input_tokens", 0)
+        served.output += counts.get("output_tokens", 0)
 
     def text(self) -> bytes:
         """All series, in the exposition format of `content_type`."""
         return generate_latest(self._registry)
 
-    def _observe_upstream(self, exchange: Exchange, path: str) -> None:
-        target = exchange.target
-        if target is None:
-            return
-        good = 200 <= exchange.status < 400 and exchange.ending == "--"
-        labels = (target.provider.name, self._model(target.model, good), path, str(target.index))
-        self._upstream.labels(*labels).inc()
-        if good:
-            self._success.labels(*labels).inc()
-        else:
-            self._error.labels(*labels, str(exchange.status)).inc()
-        if exchange.head_at:
-            self._latency.labels(*labels, str(good).lower()).observe(exchange.head_at - exchange.started)
-        if exchange.stream and exchange.first_at:
-            self._first.labels(*labels).observe(exchange.first_at - exchange.started)
-        self._retries.labels(*labels).observe(max(0, len(exchange.attempts) - 1))
-        counts = exchange.usage.counts()
-        self._input.labels(*labels).inc(counts.get("input_tokens", 0))
-        self._output.labels(*labels).inc(counts.get("output_tokens", 0))
+    def collect(self) -> Iterator[Metric]:
+        """What the library asks of a collector."""
+        yield GaugeMetricFamily("bifrost_active_requests", "Requests in flight.", value=self._active)
+        yield CounterMetricFamily("verbatim_pings", "Keepalive pings written.", value=self._pings)
+        endings = CounterMetricFamily("verbatim_endings", "Requests, by their ending.", labels=["ending"])
+        for ending, count in self._endings.items():
+            endings.add_metric([ending], count)
+        yield endings
+        yield from self._collect_requests()
+        yield from self._collect_served()
+
+    def _collect_requests(self) -> Iterator[Metric]:
+        count = CounterMetricFamily("http_requests", "Requests, by route and status.", labels=_HTTP)
+        seconds = HistogramMetricFamily("http_request_duration_seconds", "Start to end.", labels=_HTTP)
+        bytes_in = HistogramMetricFamily("http_request_size_bytes", "Request bodies.", labels=_HTTP)
+        bytes_out = HistogramMetricFamily(
+            "http_response_size_bytes", "Responses, heads included.", labels=_HTTP
+        )
+        for labels, requests in self._requests.items():
+            count.add_metric(labels, requests.count)
+            requests.seconds.write(seconds, labels)
+            requests.bytes_in.write(bytes_in, labels)
+            requests.bytes_out.write(bytes_out, labels)
+        yield from (count, seconds, bytes_in, bytes_out)
+
+    def _collect_served(self) -> Iterator[Metric]:
+        count = CounterMetricFamily("bifrost_upstream_requests", "Requests with a provider.", labels=_MODEL)
+        success = CounterMetricFamily(
+            "bifrost_success_requests", "Of these, answered below 400.", labels=_MODEL
+        )
+        errors = CounterMetricFamily(
+            "bifrost_error_requests", "Of these, failed.", labels=(*_MODEL, "status_code")
+        )
+        latency = HistogramMetricFamily(
+            "bifrost_upstream_latency_seconds",
+            "Start to the head of the answer, retries included.",
+            labels=(*_MODEL, "is_success"),
+        )
+        first = HistogramMetricFamily(
+            "bifrost_stream_first_token_latency_seconds", "Start to a stream's first bytes.", labels=_MODEL
+        )
+        retries = HistogramMetricFamily(
+            "bifrost_request_retries", "Attempts beyond the first.", labels=_MODEL
+        )
+        tokens_in = CounterMetricFamily("bifrost_input_tokens", "Input tokens seen passing.", labels=_MODEL)
+        tokens_out = CounterMetricFamily(
+            "bifrost_output_tokens", "Output tokens seen passing.", labels=_MODEL
+        )
+        for labels, served in self._served.items():
+            count.add_metric(labels, served.count)
+            success.add_metric(labels, served.success)
+            for status, failed in served.errors.items():
+                errors.add_metric((*labels, status), failed)
+            for is_success, histogram in served.latency.items():
+                histogram.write(latency, (*labels, is_success))
+            served.first.write(first, labels)
+            served.retries.write(retries, labels)
+            tokens_in.add_metric(labels, served.input)
+            tokens_out.add_metric(labels, served.output)
+        yield from (count, success, errors, latency, first, retries, tokens_in, tokens_out)
 
     def _model(self, model: str, good: bool) -> str:
         """`model` as a label: a name joins the set when upstream has answered for it, while there is room."""

@@ -51,134 +51,167 @@ _EARLY_HEAD = (
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
-class Reply(web.StreamResponse):
-    """One downstream answer, written as bytes. aiohttp gets it back when it is done."""
+class Reply:
+    """One downstream answer, written as bytes.
 
-    def __init__(self, request: web.BaseRequest, exchange: Exchange) -> None:
-        super().__init__()
+    aiohttp gets it back when it is done, and asks `prepare`, `write_eof` and `keep_alive` of it. It is no
+    `web.StreamResponse`, whose header map and checks would be made per request and never used.
+    """
+
+    def __init__(self, request: web.BaseRequest, exchange: Exchange, max_waiting: int) -> None:
+        # None when the client left before its request was looked at.
+        self._transport = request.transport
         self._request = request
         self._exchange = exchange
-        self._writer = request.writer
+        self._max_waiting = max_waiting
         self._framed = False
         self._bodyless = False
-        self._open = request.keep_alive
         self._aborted = False
-        self.pulse = Pulse(exchange, "", 0, stream=False)
+        self.keep_alive = request.keep_alive
+        self.pulse = Pulse(self, exchange)
 
     # What aiohttp asks of a finished reply.
-
-    @property
-    def keep_alive(self) -> bool | None:
-        return self._open
 
     async def prepare(self, request: web.BaseRequest) -> None:
         if self._aborted:
             raise ConnectionResetError
 
-    async def write_eof(self, data: bytes = b"") -> None:
+    async def write_eof(self) -> None:
         """All has been written."""
 
     # What the path asks.
 
-    async def begin(self, status: int, reason: bytes, fields: headers.Fields, body: bytes = b"") -> None:
+    def begin(self, status: int, reason: bytes, fields: headers.Fields, body: bytes = b"") -> None:
         """Write the head, and the first bytes of the body if they are there. The commit point."""
         request, exchange = self._request, self._exchange
         out = [b"HTTP/1.1 %d %b" % (status, reason or _phrase(status))]
-        names = set()
+        has_length = has_date = False
         for name, value in fields:
-            names.add(name.lower())
             out.append(name + b": " + value)
+            if len(name) == 14 and name.lower() == b"content-length":
+                has_length = True
+            elif len(name) == 4 and name.lower() == b"date":
+                has_date = True
         self._bodyless = request.method == "HEAD" or status in _NO_BODY
-        if b"content-length" not in names and not self._bodyless:
+        if not has_length and not self._bodyless:
             if request.version >= (1, 1):
                 self._framed = True
                 out.append(b"Transfer-Encoding: chunked")
             else:
-                self._open = False
-        if b"date" not in names:
-            out.append(b"Date: " + formatdate(usegmt=True).encode())
+                self.keep_alive = False
+        if not has_date:
+            # RFC 9110 section 6.6.1: who forwards an answer without a date adds one.
+            out.append(b"Date: " + formatdate(exchange.at, usegmt=True).encode())
         if not request.content.is_eof():
             # The rest of the request may never come; its bytes must not be read as another request.
-            self._open = False
-        if not self._open:
+            self.keep_alive = False
+        if not self.keep_alive:
             out.append(b"Connection: close")
         elif request.version < (1, 1):
             out.append(b"Connection: keep-alive")
         exchange.status = status
         exchange.committed = True
         exchange.phase = Phase.DATA
-        await self._write(b"\r\n".join(out) + b"\r\n\r\n" + self._frame(body))
+        if self._transport is None or self._transport.is_closing():
+            raise ConnectionResetError
+        self._transport.set_write_buffer_limits(self._max_waiting)
+        self._write(b"\r\n".join(out) + b"\r\n\r\n" + self._frame(body))
 
-    async def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Write bytes of the body; waits while downstream is slow."""
-        await self._write(self._frame(bytes(data)))
+    def push(self, data: bytes) -> bool:
+        """Write bytes of the body; False when the reader is slow, and `drain` must come first.
 
-    async def end(self) -> None:
+        Never raises: when the client has left, its cancellation is on the way.
+        """
+        self._write(self._frame(data))
+        return self.waiting <= self._max_waiting
+
+    @property
+    def waiting(self) -> int:
+        """Bytes that wait for a slow reader."""
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
+    async def drain(self) -> None:
+        """Wait until a slow reader has taken most of what was written."""
+        await self._request.writer.drain()
+
+    def end(self) -> None:
         """The body is complete."""
         if self._framed:
-            await self._write(b"0\r\n\r\n")
-        self._exchange.ending = self._exchange.ending or "--"
+            self._write(b"0\r\n\r\n")
+        self._exchange.finish_whole()
 
-    async def whole(self, status: int, fields: headers.Fields, body: bytes, reason: bytes = b"") -> None:
+    def whole(self, status: int, fields: headers.Fields, body: bytes, reason: bytes = b"") -> None:
         """Write a reply whose body is at hand."""
-        await self.begin(status, reason, [*fields, (b"Content-Length", b"%d" % len(body))], body)
-        await self.end()
-
-    def bound(self, size: int) -> None:
-        """Let at most about `size` bytes wait for a slow reader."""
-        transport = self._request.transport
-        if isinstance(transport, asyncio.WriteTransport):
-            transport.set_write_buffer_limits(size)
+        self.begin(status, reason, [*fields, (b"Content-Length", b"%d" % len(body))], body)
+        self.end()
 
     def close(self) -> None:
         """Let the connection carry no further request."""
-        self._open = False
+        self.keep_alive = False
 
     async def flush(self) -> None:
         """Wait until the kernel has taken what was written."""
-        transport = self._request.transport
-        if isinstance(transport, asyncio.WriteTransport):
-            transport.set_write_buffer_limits(0)
-            await self._writer.drain()
+        if self._transport is not None:
+            self._transport.set_write_buffer_limits(0)
+            await self.drain()
 
     def abort(self) -> None:
         """Reset the connection, so that what was sent cannot look complete."""
         self._aborted = True
-        self._open = False
-        transport = self._request.transport
-        if transport is None:
+        self.keep_alive = False
+        if self._transport is None:
             return
-        raw = transport.get_extra_info("socket")
-        if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
+        raw = self._transport.get_extra_info("socket")
+        if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6) and raw.fileno() >= 0:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        if isinstance(transport, asyncio.WriteTransport):
-            transport.abort()
+        self._transport.abort()
 
     def _frame(self, data: bytes) -> bytes:
         if not data or self._bodyless:
             return b""
         return b"%x\r\n%b\r\n" % (len(data), data) if self._framed else data
 
-    async def _write(self, data: bytes) -> None:
-        if data:
-            await self._writer.write(data)
+    def _write(self, data: bytes) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._exchange.bytes_out += len(data)
+            self._transport.write(data)
 
 
 class Pulse:
-    """What passed downstream last, and whether a ping may follow it."""
+    """What passed downstream last, and the pings that follow silence.
 
-    def __init__(self, exchange: Exchange, wire_format: str, interval: float, *, stream: bool) -> None:
+    One timer per stream, armed again when it fires early: an event only notes the time.
+    """
+
+    def __init__(self, reply: Reply, exchange: Exchange) -> None:
+        self._reply = reply
         self._exchange = exchange
-        self._interval = interval
-        self._clock = asyncio.get_running_loop().time
-        self._ping = sse.PINGS.get(wire_format, b"") if interval and stream else b""
+        self._loop = asyncio.get_running_loop()
+        self._ping = b""
+        self._interval = 0.0
+        self._stream = False
         self._boundary = sse.Boundary()
-        self._stream = stream
-        self._last = self._clock()
+        self._last = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self, ping: bytes, interval: float) -> None:
+        """From now on this is a stream of events, kept alive with `ping` if `interval` is not 0."""
+        self._stream = True
+        self._last = self._loop.time()
+        if ping and interval:
+            self._ping = ping
+            self._interval = interval
+            self._timer = self._loop.call_at(self._last + interval, self._tick)
+
+    def stop(self) -> None:
+        """No ping any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def passed(self, chunk: bytes) -> None:
         """Take note of bytes of the answer that go downstream now."""
-        self._last = self._clock()
+        self._last = self._loop.time()
         exchange = self._exchange
         if not exchange.first_at:
             exchange.first_at = self._last
@@ -186,22 +219,18 @@ class Pulse:
         exchange.usage.feed(chunk)
 
     @property
-    def patience(self) -> float | None:
-        """Seconds until a ping is due; None when there are none."""
-        return max(0.0, self._last + self._interval - self._clock()) if self._ping else None
-
-    @property
     def between(self) -> bool:
         """Whether an event of ours may be written here."""
         return self._stream and self._boundary.between and not self._boundary.finished
 
-    def ping(self) -> bytes:
-        """The ping to write now, empty when it has no place here."""
-        self._last = self._clock()
-        if not self.between:
-            return b""
-        self._exchange.pings += 1
-        return self._ping
+    def _tick(self) -> None:
+        now = self._loop.time()
+        if now >= self._last + self._interval:
+            self._last = now
+            if self.between and not self._reply.waiting:
+                self._exchange.pings += 1
+                self._reply.push(self._ping)
+        self._timer = self._loop.call_at(self._last + self._interval, self._tick)
 
 
 async def copy(answer: Answer, held: bytes, fields: headers.Fields, reply: Reply) -> None:
@@ -212,17 +241,14 @@ async def copy(answer: Answer, held: bytes, fields: headers.Fields, reply: Reply
     first = held + answer.ready()
     if first:
         reply.pulse.passed(first)
-    await reply.begin(answer.status, answer.reason, fields, first)
+    reply.begin(answer.status, answer.reason, fields, first)
     await _rest(answer, reply)
 
 
 async def commit_early(outcome: asyncio.Future[Served], reply: Reply, exchange: Exchange) -> None:
     """Begin a stream of ours, and keep it alive until `outcome` is there."""
-    await reply.begin(200, b"", (*_EARLY_HEAD, (b"request-id", exchange.request_id.encode())))
-    while not outcome.done():
-        await asyncio.wait([outcome], timeout=reply.pulse.patience)
-        if not outcome.done():
-            await reply.write(reply.pulse.ping())
+    reply.begin(200, b"", (*_EARLY_HEAD, (b"request-id", exchange.request_id.encode())))
+    await asyncio.wait([outcome])
 
 
 async def copy_early(answer: Answer, held: bytes, reply: Reply, exchange: Exchange) -> None:
@@ -230,7 +256,7 @@ async def copy_early(answer: Answer, held: bytes, reply: Reply, exchange: Exchan
     if answer.status == 200 and headers.is_plain_stream(answer.headers):
         if held:
             reply.pulse.passed(held)
-            await reply.write(held)
+            reply.push(held)
         await _rest(answer, reply)
         return
     body = held + await answer.body(MAX_ERROR_BYTES)
@@ -239,8 +265,8 @@ async def copy_early(answer: Answer, held: bytes, reply: Reply, exchange: Exchan
             502, f"The provider answered {answer.status} without a stream.", source=Source.UPSTREAM
         )
         body = errors.body(error, exchange.request_id)
-    await reply.write(sse.error_event(body))
-    await reply.end()
+    reply.push(sse.error_event(body))
+    reply.end()
 
 
 async def cut(reply: Reply, exchange: Exchange, error: ProxyError) -> None:
@@ -248,23 +274,19 @@ async def cut(reply: Reply, exchange: Exchange, error: ProxyError) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(CUT_SECONDS):
             if reply.pulse.between:
-                await reply.write(sse.our_error(error, exchange.request_id))
+                reply.push(sse.our_error(error, exchange.request_id))
             await reply.flush()
     reply.abort()
 
 
 async def _rest(answer: Answer, reply: Reply) -> None:
-    pulse = reply.pulse
-    while True:
-        chunk = await answer.read(pulse.patience)
-        if chunk:
-            pulse.passed(chunk)
-            await reply.write(chunk)
-        elif chunk is None:
-            await reply.write(pulse.ping())
-        else:
-            break
-    await reply.end()
+    def pass_on(chunk: bytes) -> bool:
+        reply.pulse.passed(chunk)
+        return reply.push(chunk)
+
+    while not await answer.pour(pass_on):
+        await reply.drain()
+    reply.end()
 
 
 def _phrase(status: int) -> bytes:
