@@ -104,13 +104,16 @@ async def _serve(loaded: Config) -> int:
         await server.stop()
         return 1
     logging.getLogger("proxy").info("serving on %s", ", ".join(server.addresses))
-    stopping = asyncio.Event()
+    signals: asyncio.Queue[None] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
-    await stopping.wait()
-    logging.getLogger("proxy").info("stopping: open requests may finish")
+        loop.add_signal_handler(number, signals.put_nowait, None)
+    await signals.get()
+    logging.getLogger("proxy").info("stopping: open requests may finish; a second signal ends them")
+    again = loop.create_task(signals.get())
+    again.add_done_callback(lambda _: server.hurry())
     await server.stop()
+    again.cancel()
     return 0
 
 

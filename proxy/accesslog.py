@@ -39,7 +39,7 @@ class AccessLog:
     def __init__(self, write: Callable[[bytes], object]) -> None:
         self._write = write
         self._waiting: list[bytes] = []
-        self._writing: asyncio.Future[None] | None = None
+        self._writing: asyncio.Future[object] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._dropped = 0
 
@@ -60,21 +60,19 @@ class AccessLog:
             self._flush()
         while self._writing is not None:
             await asyncio.wait([self._writing])
-        if self._dropped:
-            logger.warning("%d access-log lines were dropped: the reader of stdout stalled", self._dropped)
 
     def _flush(self) -> None:
         self._timer = None
         batch = b"".join(self._waiting)
         self._waiting.clear()
-        self._writing = asyncio.get_running_loop().run_in_executor(None, self._emit, batch)
+        self._writing = asyncio.get_running_loop().run_in_executor(None, self._write, batch)
         self._writing.add_done_callback(self._flushed)
 
-    def _emit(self, batch: bytes) -> None:
-        self._write(batch)
-
-    def _flushed(self, writing: asyncio.Future[None]) -> None:
+    def _flushed(self, writing: asyncio.Future[object]) -> None:
         self._writing = None
+        if self._dropped:
+            logger.warning("%d access-log lines were dropped: the reader of stdout stalled", self._dropped)
+            self._dropped = 0
         if writing.exception() is not None:
             logger.error("the access log cannot be written: %s", type(writing.exception()).__name__)
         if self._waiting:

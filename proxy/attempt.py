@@ -99,15 +99,15 @@ class Runner:
                     outcome.drop()
                 if exchange.committed or not outcome.event or outcome.event not in self._config.fallback_on:
                     break
-                if not _replayable(original, outcome):
-                    break
         except BaseException:
             if primary is not None:
                 primary.drop()
             raise
-        if primary is None or primary.answer is None:
-            raise primary.error if primary and primary.error else AssertionError("a plan has targets")
+        if primary is None:
+            raise AssertionError("a plan has targets")
         exchange.target = primary.target
+        if primary.answer is None:
+            raise primary.error or AssertionError("an attempt has an answer or an error")
         return Served(primary.target, primary.answer, primary.held)
 
     async def _target(self, original: Original, target: Target, exchange: Exchange, *, last: bool) -> Outcome:
@@ -150,6 +150,7 @@ class Runner:
 
     async def _once(self, request: Request, target: Target, exchange: Exchange, *, last: bool) -> Outcome:
         """One attempt."""
+        exchange.tried += 1
         exchange.target = target
         exchange.phase = exchange.phase if exchange.committed else Phase.HEAD
         try:
@@ -241,17 +242,17 @@ def _replayable(original: Original, outcome: Outcome) -> bool:
 def _retry_after(fields: headers.Fields) -> float:
     """Seconds that upstream asks to wait; 0 when it says nothing that can be read."""
     milliseconds = headers.get(fields, b"retry-after-ms")
-    seconds = headers.get(fields, b"retry-after")
+    seconds = headers.get(fields, b"retry-after") or b"0"
     try:
-        if milliseconds is not None:
-            return max(0.0, float(milliseconds) / 1000)
-        if seconds is not None:
-            return max(0.0, float(seconds))
+        asked = float(milliseconds) / 1000 if milliseconds is not None else float(seconds)
     except ValueError:
-        try:
-            return max(
-                0.0, parsedate_to_datetime((seconds or b"").decode("latin-1")).timestamp() - time.time()
-            )
-        except ValueError:
-            return 0.0
-    return 0.0
+        asked = _until(seconds)
+    return max(0.0, asked)
+
+
+def _until(date: bytes) -> float:
+    """Seconds from now to an HTTP date; 0 for anything else."""
+    try:
+        return parsedate_to_datetime(date.decode("latin-1")).timestamp() - time.time()
+    except (ValueError, OverflowError):
+        return 0.0

@@ -67,6 +67,8 @@ class Exchange:
     """Who serves, or tried last."""
     attempts: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     """Target and outcome of each attempt: a status, an event, or why it was skipped."""
+    tried: int = 0
+    """Attempts that were made; those skipped are not."""
     upstream_id: str = ""
     bytes_in: int = 0
     bytes_out: int = 0

@@ -23,10 +23,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import secrets
 import time
 import traceback
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from aiohttp import web
 
@@ -67,7 +68,7 @@ class Handler:
         self._runner = runner
         self._metrics = metrics
         self._log = log
-        self.draining = False
+        self._open: dict[asyncio.Task[Any], tuple[Exchange, relay.Reply]] = {}
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         clock = asyncio.get_running_loop().time
@@ -80,17 +81,22 @@ class Handler:
         )
         reply = relay.Reply(request, exchange, self._config.max_buffer_bytes // 4)
         self._metrics.begin()
+        task = cast(asyncio.Task[Any], asyncio.current_task())
+        self._open[task] = exchange, reply
         try:
             try:
                 await self._serve(request, exchange, reply)
             except ProxyError as error:
                 exchange.fail(error)
-                await self._refuse(reply, exchange, error)
+                if exchange.committed:
+                    await relay.cut(reply, exchange, error)
+                else:
+                    _refuse(reply, exchange, error)
         except ConnectionError:
             exchange.finish("D")
             reply.abort()
         except asyncio.CancelledError:
-            exchange.finish("P" if self.draining and request.transport is not None else "D")
+            exchange.finish("D")
             raise
         except Exception as failure:
             # Frames only: the text of an exception may hold what a client sent.
@@ -98,14 +104,32 @@ class Handler:
             logger.error("%s: %s\n%s", exchange.request_id, type(failure).__name__, frames)
             refusal = ProxyError(500, "Internal error of the proxy; it is logged.")
             exchange.fail(refusal)
-            await self._refuse(reply, exchange, refusal)
+            _stop(reply, exchange, refusal)
         finally:
+            del self._open[task]
             reply.pulse.stop()
             exchange.ended = clock()
             exchange.tokens = exchange.usage.counts()
             self._metrics.observe(exchange)
             self._log.log(exchange)
         return cast(web.StreamResponse, reply)
+
+    async def drain(self, seconds: float) -> None:
+        """Let open requests finish for `seconds`; then end those that did not."""
+        if self._open:
+            await asyncio.wait(self._open, timeout=seconds)
+        ended = self.end_open()
+        if ended:
+            await asyncio.wait(ended)
+
+    def end_open(self) -> list[asyncio.Task[Any]]:
+        """End every open request now: with an error before its commit point, with a reset after it."""
+        error = ProxyError(503, "The proxy is stopping; send the request again.")
+        for task, (exchange, reply) in self._open.items():
+            exchange.fail(error)
+            _stop(reply, exchange, error)
+            task.cancel()
+        return list(self._open)
 
     async def _serve(self, request: web.BaseRequest, exchange: Exchange, reply: relay.Reply) -> None:
         incoming.check(request)
@@ -148,10 +172,13 @@ class Handler:
                 reply.pulse.start(sse.PINGS[original.wire_format], self._config.ping_interval)
                 await relay.commit_early(task, reply, exchange)
             return await task
-        finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.wait([task])
+        except BaseException:
+            task.cancel()
+            await asyncio.wait([task])
+            if not task.cancelled() and task.exception() is None:
+                # It ended in the very turn in which the client left: nobody else holds its answer.
+                task.result().answer.abort()
+            raise
 
     async def _relay(
         self, request: web.BaseRequest, route: Route, served: Served, exchange: Exchange, reply: relay.Reply
@@ -182,25 +209,32 @@ class Handler:
         if route.kind is Kind.METRICS:
             content_type = self._metrics.content_type.encode()
             reply.whole(200, [(b"Content-Type", content_type)], self._metrics.text())
-        elif self.draining and route.kind is Kind.HEALTH:
-            reply.whole(503, [_JSON], b'{"status":"draining"}')
         else:
             reply.whole(200, [_JSON], b'{"status":"ok"}')
 
-    async def _refuse(self, reply: relay.Reply, exchange: Exchange, error: ProxyError) -> None:
-        """Say what went wrong while that is possible; afterwards a reset says it."""
-        if exchange.committed:
-            await relay.cut(reply, exchange, error)
-            return
-        if exchange.route is None:
-            # What could not be routed may not be framed as we think: CONNECT has no body, whatever it says.
-            reply.close()
-        body = errors.body(error, exchange.request_id)
-        own = [_JSON, (b"request-id", exchange.request_id.encode()), *error.headers]
-        reply.whole(error.status, own + _served_by(exchange), body)
-
 
 _JSON = (b"Content-Type", b"application/json")
+
+_HOST = re.compile(rb"[A-Za-z0-9._-]+(:[0-9]+)?|\[[0-9A-Fa-f:.]+\](:[0-9]+)?")
+
+
+def _refuse(reply: relay.Reply, exchange: Exchange, error: ProxyError) -> None:
+    """Say what went wrong, as a whole answer."""
+    if exchange.route is None:
+        # What could not be routed may not be framed as we think: CONNECT has no body, whatever it says.
+        reply.close()
+    body = errors.body(error, exchange.request_id)
+    own = [_JSON, (b"request-id", exchange.request_id.encode()), *error.headers]
+    reply.whole(error.status, own + _served_by(exchange), body)
+
+
+def _stop(reply: relay.Reply, exchange: Exchange, error: ProxyError) -> None:
+    """End a request now, without waiting for its reader."""
+    if exchange.committed:
+        relay.break_off(reply, exchange, error)
+        return
+    reply.close()
+    _refuse(reply, exchange, error)
 
 
 def _served_by(exchange: Exchange) -> list[tuple[bytes, bytes]]:
@@ -217,5 +251,10 @@ def _own_origin(config: Config, request: web.BaseRequest) -> bytes:
     if config.public_url:
         return config.public_url.encode()
     fields = request.raw_headers
-    scheme = headers.get(fields, b"x-forwarded-proto") or request.scheme.encode()
-    return scheme + b"://" + (headers.get(fields, b"host") or b"")
+    secure = headers.get(fields, b"x-forwarded-proto") == b"https" or request.secure
+    host = headers.get(fields, b"host") or b""
+    if not _HOST.fullmatch(host):
+        raise ProxyError(
+            400, "The Host header names no host, so results_url cannot.", source=Source.DOWNSTREAM
+        )
+    return (b"https://" if secure else b"http://") + host

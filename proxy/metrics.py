@@ -136,12 +136,13 @@ class Metrics(Collector):
         if good:
             served.success += 1
         else:
-            served.errors[str(exchange.status)] += 1
+            left = exchange.ending[:1] in ("D", "d")
+            served.errors["499" if left else str(exchange.status)] += 1
         if exchange.head_at:
             served.latency["true" if good else "false"].observe(exchange.head_at - exchange.started)
         if exchange.stream and exchange.first_at:
             served.first.observe(exchange.first_at - exchange.started)
-        served.retries.observe(max(0, len(exchange.attempts) - 1))
+        served.retries.observe(exchange.tried - 1)
         counts = exchange.tokens
         served.input += counts.get("input_tokens", 0)
         served.output += counts.get("output_tokens", 0)
@@ -176,7 +177,9 @@ class Metrics(Collector):
         yield from (count, seconds, bytes_in, bytes_out)
 
     def _collect_served(self) -> Iterator[Metric]:
-        count = CounterMetricFamily("bifrost_upstream_requests", "Requests with a provider.", labels=_MODEL)
+        count = CounterMetricFamily(
+            "bifrost_upstream_requests", "Requests that were tried at a provider.", labels=_MODEL
+        )
         success = CounterMetricFamily(
             "bifrost_success_requests", "Of these, answered below 400.", labels=_MODEL
         )

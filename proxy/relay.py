@@ -259,11 +259,12 @@ async def copy_early(answer: Answer, held: bytes, reply: Reply, exchange: Exchan
             reply.push(held)
         await _rest(answer, reply)
         return
+    error = ProxyError(
+        502, f"The provider answered {answer.status} without a stream.", source=Source.UPSTREAM
+    )
+    exchange.fail(error)
     body = held + await answer.body(MAX_ERROR_BYTES)
     if not errors.is_error_body(body):
-        error = ProxyError(
-            502, f"The provider answered {answer.status} without a stream.", source=Source.UPSTREAM
-        )
         body = errors.body(error, exchange.request_id)
     reply.push(sse.error_event(body))
     reply.end()
@@ -276,6 +277,13 @@ async def cut(reply: Reply, exchange: Exchange, error: ProxyError) -> None:
             if reply.pulse.between:
                 reply.push(sse.our_error(error, exchange.request_id))
             await reply.flush()
+    reply.abort()
+
+
+def break_off(reply: Reply, exchange: Exchange, error: ProxyError) -> None:
+    """As `cut`, without waiting for a slow reader."""
+    if reply.pulse.between:
+        reply.push(sse.our_error(error, exchange.request_id))
     reply.abort()
 
 

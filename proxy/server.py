@@ -38,6 +38,9 @@ from .upstream import Upstream
 
 AIOHTTP_FLOOR = (3, 14, 5)
 
+CLOSE_SECONDS = 1
+"""How long idle connections may take to close."""
+
 
 class Server:
     """One worker: listens where the config says and serves until `stop`."""
@@ -61,7 +64,8 @@ class Server:
         runner = Runner(config, self._upstream, random.Random(secrets.randbits(64)))
         self._handler = Handler(config, runner, metrics, self._log)
         door = Downstream(self._handler, metrics, self._log, config)
-        self._runner = web.ServerRunner(door, shutdown_timeout=config.drain_timeout)
+        # Open requests are our own to drain: aiohttp would wait twice, and then end them with a plain close.
+        self._runner = web.ServerRunner(door, shutdown_timeout=CLOSE_SECONDS)
         await self._runner.setup()
         for inherited in self._sockets:
             await web.SockSite(self._runner, inherited).start()
@@ -71,13 +75,21 @@ class Server:
 
     async def stop(self) -> None:
         """Stop listening, let open requests finish for ``drain_timeout``, close everything."""
-        if self._handler is not None:
-            self._handler.draining = True
-        if self._runner is not None:
+        if self._runner is not None and self._handler is not None:
+            for site in tuple(self._runner.sites):
+                await site.stop()
+            if self._runner.server is not None:
+                self._runner.server.pre_shutdown()
+            await self._handler.drain(self._config.drain_timeout)
             await self._runner.cleanup()
         if self._upstream is not None:
             await self._upstream.close()
         await self._log.close()
+
+    def hurry(self) -> None:
+        """Let `stop` wait for nobody any more."""
+        if self._handler is not None:
+            self._handler.end_open()
 
     async def _listen(self, address: str) -> None:
         runner = self._runner

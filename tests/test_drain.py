@@ -1,0 +1,98 @@
+"""Stopping: open requests may finish; what cannot is ended so that it does not look finished."""
+
+from __future__ import annotations
+
+import asyncio
+
+from rawclient import asked, post
+from running import StartProxy, StartUpstream
+from scripted import MESSAGE_EVENTS, Conn, Request, answer, chunk, stream_head
+
+MESSAGES = "/anthropic/v1/messages"
+
+
+async def hangs_in_a_stream(conn: Conn, _: Request) -> None:
+    await conn.send(stream_head() + chunk(MESSAGE_EVENTS[0]))
+    await conn.gone()
+
+
+async def hangs_before_the_head(conn: Conn, _: Request) -> None:
+    await conn.gone()
+
+
+async def test_a_stream_that_outlasts_the_drain_is_reset(upstream: StartUpstream, proxy: StartProxy) -> None:
+    """Even to an HTTP/1.0 reader, for whom a plain close is the end of a whole answer."""
+    p = await proxy(await upstream(hangs_in_a_stream), drain_timeout=0.1)
+    client = await p.connect()
+    await client.send(post(MESSAGES, asked(stream=True)).replace(b"HTTP/1.1", b"HTTP/1.0"))
+    await client.head()
+    await client.read_until(b"message_start")
+    began = asyncio.get_running_loop().time()
+    await p.stop()
+    assert asyncio.get_running_loop().time() - began < 1
+    response = await client.rest()
+    assert b"event: error" in response.body
+    assert b"stopping" in response.body
+    assert (response.complete, response.reset) == (False, True)
+    assert (await p.line())["ending"] == "PD"
+
+
+async def test_a_request_without_a_head_gets_a_503(upstream: StartUpstream, proxy: StartProxy) -> None:
+    """Before the commit point an answer can still be given; the SDK will try again."""
+    up = await upstream(hangs_before_the_head)
+    p = await proxy(up, drain_timeout=0.1)
+    client = await p.connect()
+    await client.send(post(MESSAGES, asked()))
+    await up.received()
+    await p.stop()
+    response = await client.response("POST")
+    assert (response.status, response.complete) == (503, True)
+    assert b"overloaded_error" in response.body
+    assert (await p.line())["ending"] == "PH"
+
+
+async def test_what_finishes_in_time_is_whole(upstream: StartUpstream, proxy: StartProxy) -> None:
+    """The drain ends with the last open request, not with its time."""
+    go = asyncio.Event()
+
+    async def step(conn: Conn, _: Request) -> None:
+        await go.wait()
+        await conn.send(answer(body=b"{}"))
+
+    up = await upstream(step)
+    p = await proxy(up, drain_timeout=30)
+    client = await p.connect()
+    await client.send(post(MESSAGES, asked()))
+    await up.received()
+    stopping = asyncio.ensure_future(p.stop())
+    go.set()
+    assert (await client.response("POST")).status == 200
+    async with asyncio.timeout(5):
+        await stopping
+    assert (await p.line())["ending"] == "--"
+
+
+async def test_a_hurried_drain_waits_for_nobody(upstream: StartUpstream, proxy: StartProxy) -> None:
+    """What a second signal does."""
+    up = await upstream(hangs_before_the_head)
+    p = await proxy(up, drain_timeout=30)
+    client = await p.connect()
+    await client.send(post(MESSAGES, asked()))
+    await up.received()
+    stopping = asyncio.ensure_future(p.stop())
+    await asyncio.sleep(0)
+    p.server.hurry()
+    async with asyncio.timeout(5):
+        assert (await client.response("POST")).status == 503
+        await stopping
+
+
+async def test_an_idle_connection_is_closed_at_once(upstream: StartUpstream, proxy: StartProxy) -> None:
+    """Kept-alive connections do not hold the process."""
+    p = await proxy(await upstream(answer(body=b"{}")), drain_timeout=30)
+    client = await p.connect()
+    await client.send(post(MESSAGES, asked()))
+    await client.response("POST")
+    async with asyncio.timeout(5):
+        await p.stop()
+        assert await client.eof() == "fin"
