@@ -123,7 +123,9 @@ class Run(NamedTuple):
     resident: int
 
 
-def pinned(core: int, command: list[str], environ: dict[str, str], cwd: Path, log: Path) -> subprocess.Popen[bytes]:
+def pinned(
+    core: int, command: list[str], environ: dict[str, str], cwd: Path, log: Path
+) -> subprocess.Popen[bytes]:
     out = log.open("ab")
     return subprocess.Popen(
         ["taskset", "-c", str(core), *command], env={**os.environ, **environ}, cwd=cwd, stdout=out, stderr=out
@@ -198,9 +200,13 @@ def nginx(folder: Path, name: str, port: int, upstream: int, *, serve_tls: bool,
         port=port,
         upstream=upstream,
         listen="ssl" if serve_tls else "",
-        tls=f"ssl_certificate {folder}/server.pem; ssl_certificate_key {folder}/server.pem;" if serve_tls else "",
+        tls=f"ssl_certificate {folder}/server.pem; ssl_certificate_key {folder}/server.pem;"
+        if serve_tls
+        else "",
         scheme="https" if use_tls else "http",
-        verify=f"proxy_ssl_verify on; proxy_ssl_trusted_certificate {ca}; proxy_ssl_name 127.0.0.1;" if use_tls else "",
+        verify=f"proxy_ssl_verify on; proxy_ssl_trusted_certificate {ca}; proxy_ssl_name 127.0.0.1;"
+        if use_tls
+        else "",
     )
     conf = folder / f"{name}.conf"
     conf.write_text(text)
@@ -219,7 +225,9 @@ def verbatim(folder: Path, name: str, port: int, base: str) -> Peer:
     conf = folder / f"{name}.yaml"
     conf.write_text(PROXY.format(port=port, base=base))
     command = [sys.executable, "-m", "proxy", "serve", "--config", str(conf)]
-    return Peer(name, port, command, {"SSL_CERT_FILE": str(folder / "ca.pem"), "PYTHONPATH": str(HERE.parent.parent)})
+    return Peer(
+        name, port, command, {"SSL_CERT_FILE": str(folder / "ca.pem"), "PYTHONPATH": str(HERE.parent.parent)}
+    )
 
 
 def compare(folder: Path, peers: list[Peer], rounds: int, seconds: int) -> dict[str, dict[str, list[Run]]]:
@@ -248,8 +256,8 @@ def table(runs: dict[str, dict[str, list[Run]]], base: str) -> str:
         event_ratio = event / middle(base, "stream", "cpu_us")
         delays = [statistics.median(run.delay_us[place] for run in runs[name]["stream"]) for place in (0, 1)]
         lines.append(
-            f"| {name} | {request:.0f} ({request_ratio:.2f} ×) | {middle(name, 'json', 'per_second'):,.0f}"
-            f" | {event:.1f} ({event_ratio:.2f} ×) | {delays[0]:.0f} / {delays[1]:.0f} µs |"
+            f"| {name} | {request:.0f} ({request_ratio:.2f} x) | {middle(name, 'json', 'per_second'):,.0f}"
+            f" | {event:.1f} ({event_ratio:.2f} x) | {delays[0]:.0f} / {delays[1]:.0f} µs |"
         )
     return "\n".join(lines)
 
@@ -259,7 +267,9 @@ def many(folder: Path, proxy: Peer, seconds: int) -> str:
     lines = ["| open streams | µs CPU per SSE event | resident memory per stream |", "|---|---|---|"]
     for streams in (100, 1000, 8000):
         interval = streams * 200
-        upstream = Peer("upstream", UPSTREAM, [str(folder / "upstream"), str(UPSTREAM), "100000", str(interval)], {})
+        upstream = Peer(
+            "upstream", UPSTREAM, [str(folder / "upstream"), str(UPSTREAM), "100000", str(interval)], {}
+        )
         with running(1, upstream, folder), running(0, proxy, folder) as pid:
             measure(folder, pid, proxy.port, "json", 8, 1)
             before = resident(pid)
@@ -291,9 +301,13 @@ def main() -> None:
         ]
         upstream = Peer("upstream", UPSTREAM, [str(folder / "upstream"), str(UPSTREAM), "100", "20000"], {})
         front = nginx(folder, "tls-front", TLS_UPSTREAM, UPSTREAM, serve_tls=True, use_tls=False)
-        print(f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, {platform.machine()}, Python {platform.python_version()}\n")
+        print(
+            f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, {platform.machine()}, Python {platform.python_version()}\n"
+        )
         with running(1, upstream, folder):
-            print(table(compare(folder, peers, arguments.rounds, arguments.seconds), "nginx") + "\n", flush=True)
+            print(
+                table(compare(folder, peers, arguments.rounds, arguments.seconds), "nginx") + "\n", flush=True
+            )
             if not arguments.quick:
                 with running(1, front, folder):
                     runs = compare(folder, over_tls, arguments.rounds, arguments.seconds)
