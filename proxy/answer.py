@@ -103,6 +103,8 @@ class Answer:
         while not self._has_head and self._error is None:
             await self._wait()
         if self._error is not None:
+            # Nothing is committed yet: another target may still answer whole.
+            self._error.event = self._error.event or "protocol"
             raise self._error
 
     async def pour(self, sink: Callable[[bytes], bool]) -> bool:

@@ -17,10 +17,10 @@ import zlib
 
 from .errors import ProxyError, Source
 
-_WBITS = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}
+_WBITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 
 
-def decoded(body: bytes, coding: bytes, limit: int) -> bytes:
+def decoded(body: bytes, coding: str, limit: int) -> bytes:
     """`body` without its coding, at most `limit` bytes.
 
     Blocks while it decodes, but lets other threads run meanwhile.

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import re
 import secrets
 import time
@@ -65,6 +66,8 @@ class Handler:
 
     def __init__(self, config: Config, runner: Runner, metrics: Metrics, log: Log) -> None:
         self._config = config
+        self._rng = random.Random(secrets.randbits(64))
+        self._planner = plan.Planner(config)
         self._runner = runner
         self._metrics = metrics
         self._log = log
@@ -73,7 +76,7 @@ class Handler:
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         clock = asyncio.get_running_loop().time
         exchange = Exchange(
-            request_id="req_" + secrets.token_hex(12),
+            request_id=f"req_{self._rng.getrandbits(96):024x}",
             method=request.method,
             path=request.raw_path.partition("?")[0],
             started=clock(),
@@ -138,7 +141,7 @@ class Handler:
         route = exchange.route = routes.match(
             request.method,
             request.raw_path.encode("utf-8", "surrogateescape"),
-            anthropic_version=headers.get(fields, b"anthropic-version") is not None,
+            anthropic_version="anthropic-version" in request.headers,
         )
         if route.kind in (Kind.PROBE, Kind.HEALTH, Kind.METRICS):
             self._answer(route, reply)
@@ -148,7 +151,7 @@ class Handler:
         exchange.phase = Phase.READ
         original = await incoming.read(request, route, exchange, self._config)
         exchange.phase = Phase.PLAN
-        chosen = plan.build(self._config, original.wire_format, original.scan, plain=original.plain)
+        chosen = self._planner.plan(original.wire_format, original.scan, plain=original.plain)
         exchange.attempts.extend(chosen.skipped)
 
         served = await self._attempt(original, chosen, exchange, reply)

@@ -16,8 +16,10 @@ Not here: the length and the chunking of a body. Those who write a body frame it
 
 from __future__ import annotations
 
+import enum
+import functools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 Fields = Sequence[tuple[bytes, bytes]]
 """Header fields in the order they came, names in their own case."""
@@ -43,6 +45,8 @@ VIRTUAL_KEY_PREFIX = b"sk-bf-"
 
 _CONTROL_PREFIX = b"x-bf-"
 
+VIRTUAL_KEY = b"x-bf-vk"
+
 _WRITTEN_BY_US = frozenset((b"host", b"content-length", b"expect"))
 
 _SERVED_BY = (
@@ -58,7 +62,47 @@ MAX_NAME = 200
 
 _VISIBLE = re.compile(r"[!-$&-+\--~]*")
 
-_DROPPED_FROM_ANSWERS = HOP_BY_HOP | frozenset(_SERVED_BY)
+_NEVER_NEWS = HOP_BY_HOP | {b"close"}
+"""What ``Connection`` may name without a field more to strip."""
+
+_MEMO = 4096
+"""Names whose fate is remembered. Clients choose names, so there is a bound."""
+
+
+class Fate(enum.Enum):
+    """What happens to a field because of its name."""
+
+    PASSES = enum.auto()
+    STAYS = enum.auto()
+    CONNECTION = enum.auto()
+    CREDENTIAL = enum.auto()
+    ENCODING = enum.auto()
+
+
+@functools.lru_cache(_MEMO)
+def _out(key: bytes) -> Fate:
+    """The fate of a request's field."""
+    name = key.lower()
+    if name == b"connection":
+        return Fate.CONNECTION
+    if name in CREDENTIALS:
+        return Fate.CREDENTIAL
+    if name == b"accept-encoding":
+        return Fate.ENCODING
+    if name in HOP_BY_HOP or name in _WRITTEN_BY_US or name.startswith(_CONTROL_PREFIX):
+        return Fate.STAYS
+    return Fate.PASSES
+
+
+@functools.lru_cache(_MEMO)
+def _in(key: bytes) -> Fate:
+    """The fate of an answer's field."""
+    name = key.lower()
+    if name == b"connection":
+        return Fate.CONNECTION
+    if name in HOP_BY_HOP or name in _SERVED_BY or name.startswith(b"x-accel-"):
+        return Fate.STAYS
+    return Fate.PASSES
 
 
 def get(fields: Fields, name: bytes) -> bytes | None:
@@ -80,11 +124,11 @@ def is_plain_stream(fields: Fields) -> bool:
 def virtual_key(fields: Fields) -> bytes | None:
     """The virtual key that a request carries, wherever clients put one."""
     for key, value in fields:
-        name = key.lower()
-        if name == b"x-bf-vk":
-            return value
-        if name in CREDENTIALS and _is_virtual(value):
+        fate = _out(key)
+        if fate is Fate.CREDENTIAL and _is_virtual(value):
             return _token(value)
+        if fate is Fate.STAYS and key.lower() == VIRTUAL_KEY:
+            return value
     return None
 
 
@@ -116,20 +160,15 @@ def outbound(
     for an uncompressed answer, because a compressed stream has no visible event boundary. `length`
     is the body's length in bytes, None when there is no body or it is chunked.
     """
-    dropped = _nominated(fields)
+    fates = [_out(key) for key, _ in fields]
+    named = _nominated(fields, fates)
     out = [b"Host: " + host]
-    for key, value in fields:
-        name = key.lower()
-        if (
-            name in HOP_BY_HOP
-            or name in _WRITTEN_BY_US
-            or name in dropped
-            or name.startswith(_CONTROL_PREFIX)
-        ):
-            continue
-        if name in CREDENTIALS and (not keep_credentials or _is_virtual(value)):
-            continue
-        if identity and name == b"accept-encoding":
+    for (key, value), fate in zip(fields, fates, strict=True):
+        if fate is not Fate.PASSES:
+            kept = keep_credentials and not _is_virtual(value) if fate is Fate.CREDENTIAL else False
+            if not kept and (fate is not Fate.ENCODING or identity):
+                continue
+        if named and key.lower() in named:
             continue
         out.append(key + b": " + value)
     if identity:
@@ -145,12 +184,11 @@ def outbound(
 
 def inbound(fields: Fields, *, stream: bool) -> list[tuple[bytes, bytes]]:
     """The fields of an upstream answer that go downstream; for a `stream` nginx is told not to buffer."""
-    dropped = _nominated(fields)
-    kept = []
-    for key, value in fields:
-        name = key.lower()
-        if name not in _DROPPED_FROM_ANSWERS and name not in dropped and not name.startswith(b"x-accel-"):
-            kept.append((key, value))
+    fates = [_in(key) for key, _ in fields]
+    named = _nominated(fields, fates)
+    kept = [field for field, fate in zip(fields, fates, strict=True) if fate is Fate.PASSES]
+    if named:
+        kept = [(key, value) for key, value in kept if key.lower() not in named]
     if stream:
         kept.append((b"X-Accel-Buffering", b"no"))
     return kept
@@ -170,6 +208,7 @@ def served_by(
     return [(name, value) for name, value in zip(_SERVED_BY, values, strict=True) if value]
 
 
+@functools.lru_cache(_MEMO)
 def _printable(value: str) -> bytes:
     """Client text as a field value: what is not visible ASCII, or separates attempts, as ``%XX``."""
     value = value[:MAX_NAME]
@@ -179,13 +218,14 @@ def _printable(value: str) -> bytes:
     return b"".join(bytes((byte,)) if _VISIBLE.fullmatch(chr(byte)) else b"%%%02X" % byte for byte in raw)
 
 
-def _nominated(fields: Fields) -> Iterable[bytes]:
-    """Lower-case names that ``Connection`` fields declare hop-by-hop."""
+def _nominated(fields: Fields, fates: Sequence[Fate]) -> set[bytes]:
+    """Lower-case names that ``Connection`` fields declare hop-by-hop, beyond those that always are."""
     names: set[bytes] = set()
-    for key, value in fields:
-        if len(key) == 10 and key.lower() == b"connection":
-            names.update(name.strip().lower() for name in value.split(b","))
-    return names
+    if Fate.CONNECTION in fates:
+        for (_, value), fate in zip(fields, fates, strict=True):
+            if fate is Fate.CONNECTION:
+                names.update(name.strip().lower() for name in value.split(b","))
+    return names - _NEVER_NEWS
 
 
 def _token(value: bytes) -> bytes:

@@ -21,7 +21,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import NamedTuple
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from . import coding, headers
@@ -58,12 +58,11 @@ def check(request: web.BaseRequest) -> None:
     """Refuse what is not a plain HTTP/1.1 or 1.0 request. Raises `ProxyError` 417, 501, 505."""
     if request.version not in ((1, 0), (1, 1)):
         raise _bad(505, "Only HTTP/1.1 and HTTP/1.0 are spoken here.")
-    fields = request.raw_headers
-    codings = [value for name, value in fields if name.lower() == b"transfer-encoding"]
-    if codings and (len(codings) > 1 or codings[0].strip().lower() != b"chunked"):
+    codings = request.headers.getall(hdrs.TRANSFER_ENCODING, ())
+    if codings and (len(codings) > 1 or codings[0].strip().lower() != "chunked"):
         raise _bad(501, "The only transfer coding spoken here is chunked.")
-    expected = headers.get(fields, b"expect")
-    if expected is not None and expected.lower() != b"100-continue":
+    expected = request.headers.get(hdrs.EXPECT)
+    if expected is not None and expected.lower() != "100-continue":
         raise _bad(417, "The only expectation known here is 100-continue.")
 
 
@@ -72,20 +71,20 @@ async def read(request: web.BaseRequest, route: Route, exchange: Exchange, confi
 
     Raises `ProxyError`: 400 for a body that breaks the rules, 408, 413, 415.
     """
-    fields = request.raw_headers
-    declared = headers.get(fields, b"content-length")
+    fields = request.headers
+    declared = fields.get(hdrs.CONTENT_LENGTH)
     original = Original(
         method=request.method,
         wire_format=route.wire_format,
         path=route.path,
-        fields=fields,
-        identity=route.kind is Kind.BATCH or b"text/event-stream" in (headers.get(fields, b"accept") or b""),
+        fields=request.raw_headers,
+        identity=route.kind is Kind.BATCH or "text/event-stream" in fields.get(hdrs.ACCEPT, ""),
         length=int(declared) if declared is not None else None,
     )
     if route.kind is Kind.MODEL:
         body = await _held(request, exchange, config, original.length or 0)
         exchange.phase = Phase.PLAN
-        scan, plain = await _scanned(body, headers.get(fields, b"content-encoding"), config)
+        scan, plain = await _scanned(body, fields.get(hdrs.CONTENT_ENCODING, ""), config)
         exchange.model, exchange.stream = scan.model, scan.stream
         return original._replace(body=body, scan=scan, plain=plain, identity=original.identity or scan.stream)
     if request.body_exists:
@@ -135,11 +134,11 @@ async def _part(request: web.BaseRequest, exchange: Exchange, config: Config) ->
     return part
 
 
-async def _scanned(body: bytes, encoding: bytes | None, config: Config) -> tuple[Scan, bool]:
+async def _scanned(body: bytes, encoding: str, config: Config) -> tuple[Scan, bool]:
     """What stands in a body, and whether it is plain."""
-    plain = encoding is None or encoding.strip().lower() in (b"identity", b"")
+    plain = encoding.strip().lower() in ("identity", "")
     if not plain:
-        body = await asyncio.to_thread(coding.decoded, body, encoding or b"", config.max_body_bytes)
+        body = await asyncio.to_thread(coding.decoded, body, encoding, config.max_body_bytes)
     scanning = steps(body)
     while True:
         try:
@@ -152,7 +151,7 @@ async def _scanned(body: bytes, encoding: bytes | None, config: Config) -> tuple
 
 
 async def _continue(request: web.BaseRequest) -> None:
-    if headers.get(request.raw_headers, b"expect") is not None and request.version >= (1, 1):
+    if hdrs.EXPECT in request.headers and request.version >= (1, 1):
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 

@@ -18,6 +18,7 @@ Not here: when the next target is tried. `attempt` decides.
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -29,6 +30,9 @@ from .errors import ProxyError, Source
 
 MAX_TARGETS = 32
 """A longer plan is refused: every target may cost a paid request."""
+
+MAX_REMEMBERED = 1024
+"""Plans kept. Clients choose models, so there is a bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +58,32 @@ class Plan(NamedTuple):
     skipped: tuple[tuple[str, str], ...]
 
 
-def build(config: Config, wire_format: str, scan: Scan | None, *, plain: bool) -> Plan:
-    """The plan for what a body asks; `scan` is None on routes that name no model.
+class Planner:
+    """Makes plans. The same question has the same answer, so the last ones are remembered."""
 
-    Raises `ProxyError`: 400 when a fallback is a typo or no target can be used, 415 when the body is
-    not `plain` (it has a content coding) and would have to be rewritten.
-    """
-    model = scan.model if scan else ""
-    fallbacks = scan.fallbacks if scan else ()
+    def __init__(self, config: Config) -> None:
+        self._build = functools.lru_cache(MAX_REMEMBERED)(functools.partial(build, config))
+
+    def plan(self, wire_format: str, scan: Scan | None, *, plain: bool) -> Plan:
+        """The plan for what a body asks; `scan` is None on routes that name no model.
+
+        Raises `ProxyError`: 400 when a fallback is a typo or no target can be used, 415 when the body is
+        not `plain` (it has a content coding) and would have to be rewritten.
+        """
+        if scan is None:
+            return self._build(wire_format, "", ())
+        plan = self._build(wire_format, scan.model, scan.fallbacks)
+        if not plain and (scan.fallbacks_cut or any(target.model != scan.model for target in plan.targets)):
+            raise ProxyError(
+                415,
+                "A compressed body cannot be rewritten, as this plan needs; send it uncompressed.",
+                source=Source.DOWNSTREAM,
+            )
+        return plan
+
+
+def build(config: Config, wire_format: str, model: str, fallbacks: tuple[str, ...]) -> Plan:
+    """The plan for a model and the gateway's fallbacks. Raises `ProxyError` 400."""
     default = config.default_providers.get(wire_format)
     named = [*_primary(config, default, model), *_fallbacks(config, fallbacks)]
     if len(named) > MAX_TARGETS:
@@ -81,12 +103,6 @@ def build(config: Config, wire_format: str, scan: Scan | None, *, plain: bool) -
     if not targets:
         why = "; ".join(f"{name}: {_REASONS[reason]}" for name, reason in skipped)
         raise _bad(f"No target can serve this request ({why or 'no default provider is configured'}).")
-    if not plain and scan and (scan.fallbacks_cut or any(target.model != model for target in targets)):
-        raise ProxyError(
-            415,
-            "A compressed body cannot be rewritten, as this model or these fallbacks need; send it plain.",
-            source=Source.DOWNSTREAM,
-        )
     return Plan(tuple(targets), tuple(skipped))
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import http
 import socket
 import struct
@@ -101,7 +102,7 @@ class Reply:
                 self.keep_alive = False
         if not has_date:
             # RFC 9110 section 6.6.1: who forwards an answer without a date adds one.
-            out.append(b"Date: " + formatdate(exchange.at, usegmt=True).encode())
+            out.append(b"Date: " + _date(int(exchange.at)))
         if not request.content.is_eof():
             # The rest of the request may never come; its bytes must not be read as another request.
             self.keep_alive = False
@@ -297,6 +298,12 @@ async def _rest(answer: Answer, reply: Reply) -> None:
     reply.end()
 
 
+@functools.lru_cache(2)
+def _date(second: int) -> bytes:
+    return formatdate(second, usegmt=True).encode()
+
+
+@functools.lru_cache(64)
 def _phrase(status: int) -> bytes:
     try:
         return http.HTTPStatus(status).phrase.encode()

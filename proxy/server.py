@@ -38,6 +38,8 @@ from .upstream import Upstream
 
 AIOHTTP_FLOOR = (3, 14, 5)
 
+LINGER_SECONDS = 2
+
 CLOSE_SECONDS = 1
 """How long idle connections may take to close."""
 
@@ -116,6 +118,8 @@ class Downstream(web.Server):
         self.settings: dict[str, Any] = {
             "access_log": None,
             "auto_decompress": False,
+            # How long an answer that came before the end of its request may still be read.
+            "lingering_time": LINGER_SECONDS,
             "keepalive_timeout": config.keepalive_timeout,
         }
 

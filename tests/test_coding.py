@@ -16,13 +16,13 @@ BODY = b'{"model":"claude-2"}'
 @pytest.mark.parametrize(
     ("coding", "data"),
     [
-        (b"gzip", gzip.compress(BODY)),
-        (b" GZIP ", gzip.compress(BODY)),
-        (b"x-gzip", gzip.compress(BODY)),
-        (b"deflate", zlib.compress(BODY)),
+        ("gzip", gzip.compress(BODY, mtime=0)),
+        (" GZIP ", gzip.compress(BODY, mtime=0)),
+        ("x-gzip", gzip.compress(BODY, mtime=0)),
+        ("deflate", zlib.compress(BODY)),
     ],
 )
-def test_the_known_codings(coding: bytes, data: bytes) -> None:
+def test_the_known_codings(coding: str, data: bytes) -> None:
     """gzip under both names, and the zlib format, in any case."""
     assert decoded(data, coding, len(BODY)) == BODY
 
@@ -30,16 +30,16 @@ def test_the_known_codings(coding: bytes, data: bytes) -> None:
 @pytest.mark.parametrize(
     ("coding", "data", "status"),
     [
-        (b"br", BODY, 415),
-        (b"zstd", BODY, 415),
-        (b"gzip, gzip", gzip.compress(BODY), 415),
-        (b"gzip", BODY, 400),
-        (b"gzip", gzip.compress(BODY)[:-1], 400),
-        (b"gzip", gzip.compress(BODY) + b"x", 400),
-        (b"gzip", gzip.compress(bytes(50_000_000)), 413),
+        ("br", BODY, 415),
+        ("zstd", BODY, 415),
+        ("gzip, gzip", gzip.compress(BODY, mtime=0), 415),
+        ("gzip", BODY, 400),
+        ("gzip", gzip.compress(BODY, mtime=0)[:-1], 400),
+        ("gzip", gzip.compress(BODY, mtime=0) + b"x", 400),
+        ("gzip", gzip.compress(bytes(50_000_000), mtime=0), 413),
     ],
 )
-def test_what_cannot_be_looked_into_is_refused(coding: bytes, data: bytes, status: int) -> None:
+def test_what_cannot_be_looked_into_is_refused(coding: str, data: bytes, status: int) -> None:
     """Unknown codings, damaged and trailing data, and bombs."""
     with pytest.raises(ProxyError) as caught:
         decoded(data, coding, 1_000_000)

@@ -25,7 +25,7 @@ async def test_a_bug_is_a_500_and_no_leak(
 
     p = await proxy(await upstream(answer(body=b"{}")))
     with monkeypatch.context() as patched:
-        patched.setattr(plan, "build", broken)
+        patched.setattr(plan.Planner, "plan", broken)
         response = await p.post(MESSAGES, asked())
     error = json.loads(response.body)
     assert (response.status, error["error"]["type"]) == (500, "api_error")

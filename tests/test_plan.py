@@ -30,7 +30,7 @@ models: {fast: [keyed/claude-haiku, local/haiku]}
 
 
 def built(body: str) -> plan.Plan:
-    return plan.build(CONFIG, "anthropic", scan(body.encode()), plain=True)
+    return plan.Planner(CONFIG).plan("anthropic", scan(body.encode()), plain=True)
 
 
 @pytest.mark.parametrize(
@@ -85,10 +85,10 @@ def test_a_plan_that_cannot_be_is_a_400(body: str, words: str) -> None:
 def test_a_compressed_body_that_needs_rewriting_is_a_415() -> None:
     """One that needs none gets its plan."""
     plain = scan(b'{"model":"claude-3"}')
-    assert plan.build(CONFIG, "anthropic", plain, plain=False).targets
+    assert plan.Planner(CONFIG).plan("anthropic", plain, plain=False).targets
     for body in (b'{"model":"fast"}', b'{"model":"keyed/claude-3"}', b'{"model":"claude-3","fallbacks":[]}'):
         with pytest.raises(ProxyError) as caught:
-            plan.build(CONFIG, "anthropic", scan(body), plain=False)
+            plan.Planner(CONFIG).plan("anthropic", scan(body), plain=False)
         assert caught.value.status == 415
 
 
