@@ -33,6 +33,9 @@ from .errors import ProxyError, Source
 SEND_BYTES = 262144
 """A request body goes out in slices of this size, so that other streams get their turn between."""
 
+CHUNK_COST = 64
+"""What a chunk costs beside its bytes; without it a million one-byte chunks would look small."""
+
 MAX_HEAD_BYTES = 65536
 MAX_INTERIM = 64
 """Interim (1xx) responses before the final one."""
@@ -69,7 +72,8 @@ class Answer:
         self._parser = httptools.HttpResponseParser(self)
         self._chunks: list[bytes] = []
         self._waiting_bytes = 0
-        self._head_bytes = 0
+        self._unread_bytes = 0
+        self._seen = False
         self._interim = 0
         self._until_close = False
         self._keep_alive = False
@@ -174,10 +178,13 @@ class Answer:
     # What the connection says.
 
     def feed(self, data: memoryview) -> None:
+        if self._error is not None:
+            return
         if self._has_head:
             self._silent_after = self._loop.time() + self._request.network.idle_timeout
         else:
-            self._head_bytes += len(data)
+            self._seen = True
+        self._unread_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
@@ -186,8 +193,9 @@ class Answer:
                 self._fail("The provider sent something that is not HTTP/1.1.")
         if self._ended:
             self._detach()
-        elif not self._has_head and self._head_bytes > MAX_HEAD_BYTES:
-            self._fail("The provider sent a response head without end.")
+        elif self._unread_bytes > MAX_HEAD_BYTES:
+            # A head, a chunk's extensions or trailers; body bytes start the count anew.
+            self._fail("The provider sent a response head or trailers without end.")
 
     def eof(self) -> None:
         if self._until_close and self._error is None:
@@ -210,11 +218,13 @@ class Answer:
             self._clean = False
 
     def on_status(self, reason: bytes) -> None:
-        if not self._ended:
-            self.reason = reason
+        # It may come in pieces.
+        if not self._has_head:
+            self.reason += reason
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._ended:
+        # A trailer is no header field: what it would say was decided without it (RFC 9110 section 6.5.1).
+        if not self._has_head:
             self.headers.append((name, value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
@@ -245,6 +255,7 @@ class Answer:
         if self._ended:
             self._clean = False
             return
+        self._unread_bytes = 0
         if self._sink is not None:
             if self._sink(data):
                 return
@@ -256,7 +267,7 @@ class Answer:
             self._wake()
             return
         self._chunks.append(data)
-        self._waiting_bytes += len(data)
+        self._waiting_bytes += len(data) + CHUNK_COST
         if (
             self._waiting_bytes > self._request.buffer_bytes
             and not self._paused
@@ -277,7 +288,8 @@ class Answer:
         if self._parser.get_status_code() == 101 or self._interim > MAX_INTERIM:
             self._fail("The provider answered with an interim response that nobody asked for.")
         self.headers.clear()
-        self._head_bytes = 0
+        self.reason = b""
+        self._unread_bytes = 0
 
     # Inside.
 
@@ -365,7 +377,7 @@ class Answer:
     def _cut(self) -> None:
         if self._has_head:
             self._set_error(_error(502, "The provider's answer was cut short.", ""))
-        elif self._head_bytes or self._interim:
+        elif self._seen:
             self._set_error(_error(502, "The provider's response head was cut short.", "protocol"))
         else:
             self._set_error(self._lost_error())

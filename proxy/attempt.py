@@ -112,41 +112,34 @@ class Runner:
 
     async def _target(self, original: Original, target: Target, exchange: Exchange, *, last: bool) -> Outcome:
         """Try one target with its keys and retries."""
-        network = target.provider.network_config
-        drawn = keys.draw(target.keys, self._rng)
-        key = drawn.pop(0) if drawn else None
-        retries = 0
-        replayed = False
-        while True:
-            request = self._request(original, target, key, fresh=replayed)
-            outcome = await self._once(request, target, exchange, last=last)
-            if not outcome.event or exchange.committed or not _replayable(original, outcome):
-                return outcome
-            delay = 0.0
-            if outcome.event in REFUSED_KEY:
-                if key is None and not target.provider.is_key_less:
-                    # The client's own key was refused: the client must know, and no other target may help.
-                    outcome.event = ""
-                if key is None or not drawn:
-                    return outcome
-                key = drawn.pop(0)
-            elif outcome.event == "429" and drawn:
-                key = drawn.pop(0)
-            elif outcome.error is not None and outcome.error.reused and not replayed:
-                replayed = True
-            elif outcome.event in SAME_TARGET and retries < network.max_retries:
-                delay = min(network.retry_backoff_initial * 2**retries, network.retry_backoff_max)
-                delay = min(delay * self._rng.uniform(0.8, 1.2), network.retry_backoff_max)
-                asked = _retry_after(outcome.answer.headers) if outcome.answer else 0.0
-                if asked > network.retry_backoff_max:
-                    return outcome
-                delay = max(delay, asked)
-                retries += 1
-            else:
-                return outcome
-            outcome.drop()
-            if delay:
-                await asyncio.sleep(delay)
+        tries = _Tries(target, keys.draw(target.keys, self._rng), self._rng)
+        answered: Outcome | None = None
+        try:
+            while True:
+                request = self._request(original, target, tries.key, fresh=tries.replayed)
+                outcome = await self._once(request, target, exchange, last=last)
+                if answered is not None and outcome.answer is not None:
+                    answered.drop()
+                    answered = None
+                if exchange.committed or not _replayable(original, outcome):
+                    break
+                seconds = tries.wait_after(outcome)
+                if seconds is None:
+                    break
+                answered = outcome if outcome.answer is not None else answered
+                if seconds:
+                    await asyncio.sleep(seconds)
+                if exchange.committed:
+                    break
+        except BaseException:
+            if answered is not None:
+                answered.drop()
+            raise
+        if outcome.answer is None and answered is not None:
+            # What the provider last said is worth more to the client than that it then said nothing.
+            answered.event = outcome.event
+            return answered
+        return outcome
 
     async def _once(self, request: Request, target: Target, exchange: Exchange, *, last: bool) -> Outcome:
         """One attempt."""
@@ -181,10 +174,11 @@ class Runner:
         if answer is None or not headers.is_plain_stream(answer.headers):
             return
         # A client that waits longer than a ping interval gets its head and its pings instead.
-        patience = self._config.ping_interval or None
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + self._config.ping_interval if self._config.ping_interval else None
         while len(outcome.held) < MAX_HELD_BYTES:
             try:
-                chunk = await answer.read(patience)
+                chunk = await answer.read(None if deadline is None else max(0.0, deadline - clock()))
             except ProxyError:
                 outcome.event = "stream_error"
                 return
@@ -207,7 +201,7 @@ class Runner:
             original.fields,
             host=origin.host_field,
             own=headers.credential(original.wire_format, key.value.reveal()) if key else None,
-            keep_credentials=not provider.keys and target.is_default,
+            keep_credentials=target.is_default and not provider.keys and not provider.is_key_less,
             identity=original.identity,
             length=len(body) if body is not None else original.length,
             chunked=chunked,
@@ -227,6 +221,40 @@ class Runner:
 
     def _is_event(self, status: str) -> bool:
         return status in SAME_TARGET or status in REFUSED_KEY or status in self._config.fallback_on
+
+
+class _Tries:
+    """What may still be tried at one target: its keys and its retries."""
+
+    def __init__(self, target: Target, drawn: list[Key], rng: random.Random) -> None:
+        self._target = target
+        self._keys = drawn
+        self._rng = rng
+        self._retries = 0
+        self.replayed = False
+        self.key = drawn.pop(0) if drawn else None
+
+    def wait_after(self, outcome: Outcome) -> float | None:
+        """Seconds to wait before the target is tried again with `key`; None when it is not."""
+        network = self._target.provider.network_config
+        event = outcome.event
+        if event in REFUSED_KEY and self.key is None and not self._target.provider.is_key_less:
+            # The client's own key was refused: the client must know, and no other target may help.
+            outcome.event = ""
+        elif (event in REFUSED_KEY or event == "429") and self._keys:
+            self.key = self._keys.pop(0)
+            return 0.0
+        elif outcome.error is not None and outcome.error.reused and not self.replayed:
+            self.replayed = True
+            return 0.0
+        elif event in SAME_TARGET and self._retries < network.max_retries:
+            backoff: float = min(network.retry_backoff_initial * 2**self._retries, network.retry_backoff_max)
+            backoff = min(backoff * self._rng.uniform(0.8, 1.2), network.retry_backoff_max)
+            asked = _retry_after(outcome.answer.headers) if outcome.answer else 0.0
+            if asked <= network.retry_backoff_max:
+                self._retries += 1
+                return max(backoff, asked)
+        return None
 
 
 def _replayable(original: Original, outcome: Outcome) -> bool:

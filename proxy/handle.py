@@ -196,7 +196,8 @@ class Handler:
         if stream:
             reply.pulse.start(sse.PINGS[route.wire_format], self._config.ping_interval)
         fields = headers.inbound(answer.headers, stream=stream) + _served_by(exchange)
-        if route.kind is Kind.BATCH and served.target.provider.keys:
+        has_batch = route.kind is Kind.BATCH and answer.status == 200 and request.method != "HEAD"
+        if has_batch and served.target.provider.keys:
             if headers.get(fields, b"content-encoding") is not None:
                 raise ProxyError(
                     502, "The provider compressed a batch answer unasked.", source=Source.UPSTREAM

@@ -118,7 +118,9 @@ def is_plain_stream(fields: Fields) -> bool:
     content_type = get(fields, b"content-type") or b""
     if content_type.partition(b";")[0].strip().lower() != b"text/event-stream":
         return False
-    return (get(fields, b"content-encoding") or b"identity").strip().lower() == b"identity"
+    return all(
+        value.strip().lower() == b"identity" for key, value in fields if key.lower() == b"content-encoding"
+    )
 
 
 def virtual_key(fields: Fields) -> bytes | None:
@@ -190,6 +192,8 @@ def inbound(fields: Fields, *, stream: bool) -> list[tuple[bytes, bytes]]:
     if named:
         kept = [(key, value) for key, value in kept if key.lower() not in named]
     if stream:
+        # Pings are no part of upstream's length; the stream is chunked anew.
+        kept = without_length(kept)
         kept.append((b"X-Accel-Buffering", b"no"))
     return kept
 
@@ -234,4 +238,5 @@ def _token(value: bytes) -> bytes:
 
 
 def _is_virtual(value: bytes) -> bool:
-    return _token(value).startswith(VIRTUAL_KEY_PREFIX)
+    # Anywhere in the value: a form that we do not know must not carry one upstream.
+    return VIRTUAL_KEY_PREFIX in value

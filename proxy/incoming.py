@@ -84,7 +84,7 @@ async def read(request: web.BaseRequest, route: Route, exchange: Exchange, confi
     if route.kind is Kind.MODEL:
         body = await _held(request, exchange, config, original.length or 0)
         exchange.phase = Phase.PLAN
-        scan, plain = await _scanned(body, fields.get(hdrs.CONTENT_ENCODING, ""), config)
+        scan, plain = await _scanned(body, ", ".join(fields.getall(hdrs.CONTENT_ENCODING, ())), config)
         exchange.model, exchange.stream = scan.model, scan.stream
         return original._replace(body=body, scan=scan, plain=plain, identity=original.identity or scan.stream)
     if request.body_exists:

@@ -23,11 +23,12 @@ import asyncio
 import contextlib
 import functools
 import http
+import re
 import socket
 import struct
 from email.utils import formatdate
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from . import errors, headers, sse
 from .answer import Answer
@@ -49,6 +50,8 @@ _EARLY_HEAD = (
     (b"X-Accel-Buffering", b"no"),
 )
 
+_REASON = re.compile(rb"[\t -~\x80-\xff]+")
+
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -68,7 +71,8 @@ class Reply:
         self._framed = False
         self._bodyless = False
         self._aborted = False
-        self.keep_alive = request.keep_alive
+        # aiohttp drops the bytes behind an upgrade it does not know, and reads on in the middle of them.
+        self.keep_alive = request.keep_alive and hdrs.UPGRADE not in request.headers
         self.pulse = Pulse(self, exchange)
 
     # What aiohttp asks of a finished reply.
@@ -85,14 +89,16 @@ class Reply:
     def begin(self, status: int, reason: bytes, fields: headers.Fields, body: bytes = b"") -> None:
         """Write the head, and the first bytes of the body if they are there. The commit point."""
         request, exchange = self._request, self._exchange
-        out = [b"HTTP/1.1 %d %b" % (status, reason or _phrase(status))]
+        out = [b"HTTP/1.1 %d %b" % (status, reason if _REASON.fullmatch(reason) else _phrase(status))]
         has_length = has_date = False
         for name, value in fields:
-            out.append(name + b": " + value)
             if len(name) == 14 and name.lower() == b"content-length":
+                if status == 204:
+                    continue
                 has_length = True
             elif len(name) == 4 and name.lower() == b"date":
                 has_date = True
+            out.append(name + b": " + value)
         self._bodyless = request.method == "HEAD" or status in _NO_BODY
         if not has_length and not self._bodyless:
             if request.version >= (1, 1):

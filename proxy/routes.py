@@ -10,8 +10,8 @@ Rules
   1. The string that is matched decides; the string that is forwarded is the raw one. A target whose
      decoded form could mean another path to the upstream (dot segments, backslashes, a fragment) is
      refused, not repaired.
-  2. A path that an upstream may read as a model route is one: ``%6d`` for ``m``, doubled and trailing
-     slashes do not lead past the body rules.
+  2. A path that an upstream may read as a model route is one: ``%6d`` for ``m``, another case, ``;x=1``
+     and doubled or trailing slashes do not lead past the body rules.
 
 Not here: methods of the upstream API. An unknown path below a prefix is relayed, and upstream judges.
 """
@@ -62,7 +62,10 @@ BATCHES = re.compile(rb"/v1/messages/batches(/[^/]+(/cancel)?)?")
 
 _DOT_SEGMENT = re.compile(rb"(^|[/\\])\.{1,2}(;[^/\\]*)?([/\\]|$)")
 
-_SLASHES = re.compile(rb"//+")
+_SEGMENT_END = re.compile(rb"[;?#\x00-\x20]")
+
+_SIMPLE = re.compile(rb"(/[a-z0-9_-][a-z0-9_.-]*)+")
+"""A path that all readers read alike."""
 
 
 def match(method: str, target: bytes, *, anthropic_version: bool) -> Route:
@@ -106,31 +109,31 @@ def _below(method: str, wire_format: str, prefix: bytes, target: bytes, path: by
 
 
 def _checked(target: bytes) -> bytes:
-    """The path of `target` as an upstream may read it: decoded, single slashes, none at the end."""
+    """The path of `target` as the laxest upstream may read it."""
     path = target.partition(b"?")[0]
     if not target.startswith(b"/") or b"#" in target:
         raise _bad_target()
-    if (
-        b"%" not in path
-        and b"//" not in path
-        and b"/." not in path
-        and b"\\" not in path
-        and path[-1:] != b"/"
-    ):
+    if _SIMPLE.fullmatch(path):
         return path
-    decoded = unquote_to_bytes(path)
-    if _DOT_SEGMENT.search(decoded):
+    if _DOT_SEGMENT.search(unquote_to_bytes(path)):
         raise _bad_target()
+    read = _laxest(path)
     for prefix in PREFIXES:
         # A prefix that is only one after decoding would not be cut off the raw target.
-        if _plain(decoded).startswith(prefix + b"/") and not path.startswith(prefix + b"/"):
+        if read.startswith(prefix + b"/") and not path.startswith(prefix + b"/"):
             raise _bad_target()
-    return _plain(decoded)
+    return read
 
 
-def _plain(path: bytes) -> bytes:
-    path = _SLASHES.sub(b"/", path)
-    return path.rstrip(b"/") or b"/"
+def _laxest(path: bytes) -> bytes:
+    """`path` decoded until nothing changes, in lower case, with single slashes and none at the end.
+
+    Of each segment only what stands before parameters, a NUL, a space, ``?`` or ``#``.
+    """
+    for _ in range(3):
+        path = unquote_to_bytes(path)
+    segments = (_SEGMENT_END.split(segment, maxsplit=1)[0] for segment in path.lower().split(b"/"))
+    return b"/" + b"/".join(segment for segment in segments if segment)
 
 
 def _bad_target() -> ProxyError:

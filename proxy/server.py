@@ -24,7 +24,7 @@ from importlib import metadata
 from typing import Any
 
 from aiohttp import http_parser, web
-from aiohttp.http_exceptions import LineTooLong
+from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 
 from . import errors
 from .accesslog import AccessLog
@@ -148,6 +148,8 @@ class Door(web.RequestHandler):
         exchange = Exchange("req_" + secrets.token_hex(12), "-", "-", now, time.time(), ended=now)
         if isinstance(exc, LineTooLong):
             error = ProxyError(431, "A header line is longer than 8190 bytes.", source=Source.DOWNSTREAM)
+        elif isinstance(exc, BadHttpMessage) and exc.message == "Too many headers received":
+            error = ProxyError(431, "There are more than 128 header fields.", source=Source.DOWNSTREAM)
         elif status == 400:
             error = ProxyError(400, "This is not a well-formed HTTP/1.1 request.", source=Source.DOWNSTREAM)
         else:

@@ -25,7 +25,7 @@ PINGS = {"anthropic": b'event: ping\ndata: {"type": "ping"}\n\n'}
 
 ENDS = (b"\n\n", b"\r\r", b"\n\r\n", b"\r\r\n")
 
-TAIL = 96
+TAIL = 512
 """Bytes kept of what passed: enough to hold the last event of a finished stream."""
 
 _FINISHED = re.compile(

@@ -15,7 +15,10 @@ Not here: framing (`answer`), retries (`attempt`).
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
+
+from aiohappyeyeballs import start_connection
 
 from .answer import Answer, Request
 from .connection import Connection, Origin
@@ -124,14 +127,20 @@ class Upstream:
         origin = request.origin
         try:
             async with asyncio.timeout(request.network.connect_timeout):
-                _, connection = await self._loop.create_connection(
-                    lambda: Connection(self, origin),
-                    origin.host,
-                    origin.port,
-                    ssl=self._context() if origin.secure else None,
-                    # RFC 8305: a host with a dead IPv6 address costs a quarter of a second, not a timeout.
-                    happy_eyeballs_delay=0.25,
-                )
+                resolved = await self._loop.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+                # RFC 8305: a host with a dead IPv6 address costs a quarter of a second, not a timeout.
+                # asyncio's own happy_eyeballs_delay loses a socket when it is cancelled as it connects.
+                connected = await start_connection(resolved, happy_eyeballs_delay=0.25, interleave=1)
+                try:
+                    _, connection = await self._loop.create_connection(
+                        lambda: Connection(self, origin),
+                        sock=connected,
+                        ssl=self._context() if origin.secure else None,
+                        server_hostname=origin.host if origin.secure else None,
+                    )
+                except BaseException:
+                    connected.close()
+                    raise
         except TimeoutError:
             raise _error(504, "The provider could not be connected to in time.") from None
         except ssl.SSLError:

@@ -20,6 +20,20 @@ from proxy.routes import Kind, match
         ("POST", b"/v1/complete", Kind.MODEL, b"/v1/complete"),
         ("POST", b"/anthropic/v1/%6dessages", Kind.MODEL, b"/v1/%6dessages"),
         ("POST", b"/anthropic//v1//messages/", Kind.MODEL, b"//v1//messages/"),
+        *(
+            ("POST", b"/anthropic" + path, Kind.MODEL, path)
+            for path in (
+                b"/v1/messages;x=1",
+                b"/v1;a/messages",
+                b"/v1/messages%3Bx",
+                b"/v1/messages%20",
+                b"/v1/messages%00",
+                b"/v1/messages%3Fx",
+                b"/v1/messages%23",
+                b"/v1/Messages",
+                b"/v1/%256dessages",
+            )
+        ),
         ("GET", b"/anthropic/v1/messages", Kind.OPEN, b"/v1/messages"),
         (
             "GET",
