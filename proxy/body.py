@@ -168,7 +168,7 @@ def scan(body: bytes) -> Scan:
 def steps(body: bytes) -> Generator[None, None, Scan]:
     """`scan`, pausing after every millisecond or so, so that its caller can let others run."""
     pos = yield from _opening(body)
-    ours = _Ours(body, pos)
+    ours = _Ours(body)
     frame, stack = _TOP, list[_Frame]()
     due = pos + _WINDOW
     while True:
@@ -227,9 +227,8 @@ class _Ours:
     stream = False
     names_length = 0
 
-    def __init__(self, body: bytes, start: int) -> None:
+    def __init__(self, body: bytes) -> None:
         self.body = body
-        self.start = start
         self.keys: dict[str, int] = {}
 
     def read(self, name: str, key: int, value: int) -> _Reader:
@@ -271,7 +270,7 @@ class _Ours:
         else:
             return value
         self.fallbacks = tuple(names)
-        self.fallbacks_cut = body.rfind(b",", self.start, key), end
+        self.fallbacks_cut = body.rfind(b",", 0, key), end
         return end
 
     def _read_name(self, member: str, start: int) -> Generator[None, None, tuple[str, int]]:

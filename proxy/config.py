@@ -140,6 +140,11 @@ class Config:
     body_timeout: float = _setting(
         30.0, _SECONDS, "Seconds without a byte of an unfinished request body; then the answer is 408."
     )
+    send_timeout: float = _setting(
+        300.0,
+        _SECONDS,
+        "Seconds that a slow reader may take for what waits for it; then its connection is reset.",
+    )
     keepalive_timeout: float = _setting(75.0, _SECONDS, "Seconds that an idle client connection stays open.")
     drain_timeout: float = _setting(30.0, _SECONDS, "Seconds that SIGTERM waits for open requests.")
     ping_interval: float = _setting(

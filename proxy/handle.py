@@ -82,7 +82,7 @@ class Handler:
             started=clock(),
             at=time.time(),
         )
-        reply = relay.Reply(request, exchange, self._config.max_buffer_bytes // 4)
+        reply = relay.Reply(request, exchange, self._config)
         self._metrics.begin()
         task = cast(asyncio.Task[Any], asyncio.current_task())
         self._open[task] = exchange, reply

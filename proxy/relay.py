@@ -33,6 +33,7 @@ from aiohttp import hdrs, web
 from . import errors, headers, sse
 from .answer import Answer
 from .attempt import Served
+from .config import Config
 from .errors import ProxyError, Source
 from .exchange import Exchange, Phase
 
@@ -62,12 +63,13 @@ class Reply:
     `web.StreamResponse`, whose header map and checks would be made per request and never used.
     """
 
-    def __init__(self, request: web.BaseRequest, exchange: Exchange, max_waiting: int) -> None:
+    def __init__(self, request: web.BaseRequest, exchange: Exchange, config: Config) -> None:
         # None when the client left before its request was looked at.
         self._transport = request.transport
         self._request = request
         self._exchange = exchange
-        self._max_waiting = max_waiting
+        self._max_waiting = config.max_buffer_bytes // 4
+        self._send_timeout = config.send_timeout
         self._framed = False
         self._bodyless = False
         self._aborted = False
@@ -138,8 +140,14 @@ class Reply:
         return self._transport.get_write_buffer_size() if self._transport is not None else 0
 
     async def drain(self) -> None:
-        """Wait until a slow reader has taken most of what was written."""
-        await self._request.writer.drain()
+        """Wait until a slow reader has taken most of what was written; `ProxyError` 408 if it does not."""
+        try:
+            async with asyncio.timeout(self._send_timeout):
+                await self._request.writer.drain()
+        except TimeoutError:
+            raise ProxyError(
+                408, "The client does not read.", source=Source.DOWNSTREAM, event="timeout"
+            ) from None
 
     def end(self) -> None:
         """The body is complete."""
@@ -160,7 +168,7 @@ class Reply:
         """Wait until the kernel has taken what was written."""
         if self._transport is not None:
             self._transport.set_write_buffer_limits(0)
-            await self.drain()
+            await self._request.writer.drain()
 
     def abort(self) -> None:
         """Reset the connection, so that what was sent cannot look complete."""
@@ -279,6 +287,9 @@ async def copy_early(answer: Answer, held: bytes, reply: Reply, exchange: Exchan
 
 async def cut(reply: Reply, exchange: Exchange, error: ProxyError) -> None:
     """End a committed reply that cannot be completed: an error event where one fits, then a reset."""
+    if error.source is Source.DOWNSTREAM:
+        reply.abort()
+        return
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(CUT_SECONDS):
             if reply.pulse.between:

@@ -137,6 +137,11 @@ def test_blanks_may_stand_anywhere_and_of_any_length() -> None:
     assert scan(empty).fallbacks_cut == (empty.index(b',"fallbacks"'), len(empty) - 1)
 
 
+def test_a_number_may_have_tens_of_thousands_of_digits() -> None:
+    """RFC 8259 section 6 allows a limit; the one here only bounds the time of a step."""
+    assert scan(b'{"x":-' + b"1" * 60_000 + b"." + b"0" * 5000 + b'e+1,"model":"m"}').model == "m"
+
+
 def test_lone_surrogates_pass_where_nobody_reads_them() -> None:
     """RFC 8259 section 8.2: they are grammatical."""
     assert scan(b'{"x":["\\ud800","\\udc00\\ud800"],"\\udfff":1,"model":"m"}').model == "m"
@@ -193,6 +198,7 @@ REFUSED: list[tuple[bytes, int, str]] = [
     (b'{"model":"m","x":1.e5}', 18, "','"),
     (b'{"model":"m","x":1e}', 18, "','"),
     (b'{"model":"m","x":0x1}', 18, "','"),
+    (b'{"model":"m","x":' + b"1" * 70_000 + b"}", 17, "digits"),
     (b'{"model":"m","x":1/**/}', 18, "','"),
     (b'{"model":"m","x":"a\nb"}', 19, "0x0a"),
     (b'{"model":"m","x":"' + b"e" * 9000 + b'\x1f"}', 9018, "0x1f"),
@@ -578,6 +584,14 @@ def test_the_scan_pauses_often(shape: str) -> None:
     pauses = sum(1 for _ in walk())
     assert results == [scan(body)]
     assert pauses >= len(body) // (MIB // 4)
+
+
+def test_the_check_for_utf_8_pauses_too() -> None:
+    """It goes over the whole body before the rest of the scan does."""
+    ascii_pauses, pauses = (
+        sum(1 for _ in steps(SHAPES[shape](2 * MIB))) for shape in ("a long string", "a long string in UTF-8")
+    )
+    assert pauses >= ascii_pauses + 8
 
 
 def test_the_scan_pauses_in_brackets_by_their_number() -> None:

@@ -9,6 +9,7 @@ Facts
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import tracemalloc
 from collections.abc import Iterator
@@ -247,3 +248,29 @@ async def test_a_large_answer_to_a_slow_reader_is_whole(upstream: StartUpstream,
         True,
         hashlib.sha256(body).digest(),
     )
+
+
+async def test_a_reader_that_stands_still_is_reset(upstream: StartUpstream, proxy: StartProxy) -> None:
+    """`send_timeout` ends it, so that it cannot hold an upstream connection for ever."""
+    gone = asyncio.Event()
+
+    async def floods(conn: Conn, _: Request) -> None:
+        await conn.send(stream_head())
+        data = chunk(b"event: x\ndata: " + b"y" * 60_000 + b"\n\n")
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await conn.send(data)
+        await conn.gone()
+        gone.set()
+
+    p = await proxy(await upstream(floods), send_timeout=0.2)
+    client = await p.connect()
+    await client.send(post(MESSAGES, asked(stream=True)))
+    await client.head()
+    client.stop_reading()
+    async with asyncio.timeout(10):
+        await gone.wait()
+    line = await p.line()
+    assert (line["ending"], line["error"]) == ("dD", "The client does not read.")
+    client.go_on_reading()
+    assert await client.eof() == "reset"
