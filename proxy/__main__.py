@@ -17,8 +17,10 @@ from pathlib import Path
 
 from . import __version__, config, demo, systemd, values
 from .accesslog import AccessLog
-from .config import Config, ConfigError
-from .server import Server
+from .config import Config, ConfigError, Provider
+from .server import Server, start_failure
+
+logger = logging.getLogger("proxy")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,9 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         _complain(arguments.config, error)
         return 1
     if command == "check":
-        print(
-            f"{arguments.config}: good, {len(loaded.providers)} providers, {len(loaded.models)} model aliases"
-        )
+        print(f"{arguments.config}: good; providers: {', '.join(loaded.providers)}")
         return 0
     try:
         listen = tuple(values.address(address) for address in arguments.listen or loaded.listen)
@@ -100,21 +100,33 @@ async def _serve(loaded: Config) -> int:
     try:
         await server.start()
     except (OSError, RuntimeError) as error:
-        print(f"cannot start: {error}", file=sys.stderr)
+        print(f"cannot start on {', '.join(loaded.listen)}: {start_failure(error)}", file=sys.stderr)
         await server.stop()
         return 1
-    logging.getLogger("proxy").info("serving on %s", ", ".join(server.addresses))
+    for provider in loaded.providers.values():
+        logger.info("provider %s: %s", provider.name, _credentials(loaded, provider))
+    logger.info("serving on %s", ", ".join(server.addresses))
     signals: asyncio.Queue[None] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signals.put_nowait, None)
     await signals.get()
-    logging.getLogger("proxy").info("stopping: open requests may finish; a second signal ends them")
+    logger.info("stopping: open requests may finish; a second signal ends them")
     again = loop.create_task(signals.get())
     again.add_done_callback(lambda _: server.hurry())
     await server.stop()
     again.cancel()
     return 0
+
+
+def _credentials(loaded: Config, provider: Provider) -> str:
+    if provider.keys:
+        return "keys of its own: " + ", ".join(key.name for key in provider.keys)
+    if provider.is_key_less:
+        return "no credentials"
+    if provider.name in loaded.default_providers.values():
+        return "the client's own credentials"
+    return "no keys, so nobody can use it"
 
 
 def _write_line(data: bytes) -> None:

@@ -6,7 +6,7 @@ Facts
 
 Rules
   1. One request, one line, whatever its end.
-  2. Nothing of a header value, a query string or a body is printed. Client text (path, model) is cut.
+  2. Client text (path, model) is cut, and what looks like a key in it is struck out.
   3. While the reader stalls at most `MAX_WAITING` lines are kept; what is dropped is counted and said.
 
 Not here: what happened. `exchange` knows.

@@ -18,7 +18,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import errno
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -30,7 +29,7 @@ import orjson
 from . import __version__, config, demo_answers
 from .accesslog import AccessLog
 from .demo_upstream import DemoUpstream
-from .server import Server
+from .server import Server, start_failure
 
 PING_INTERVAL = 1
 SILENCE = 2.5
@@ -134,11 +133,7 @@ def _config(listen: str, demo: str, backup: str) -> config.Config:
 
 
 def _reason(error: config.ConfigError | OSError | RuntimeError) -> str:
-    if isinstance(error, config.ConfigError):
-        return error.problems[0].message
-    if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-        return "another program listens there; choose another with --listen"
-    return str(getattr(error, "strerror", error))
+    return error.problems[0].message if isinstance(error, config.ConfigError) else start_failure(error)
 
 
 async def _show(base_url: str, log_batches: asyncio.Queue[bytes], screen: _Screen) -> list[str]:

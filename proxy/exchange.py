@@ -15,7 +15,8 @@ Facts
     ====== ============================  ====== ==========================================
 
 Rules
-  1. No secret is ever put in here: no header value, no query string, no body byte.
+  1. No secret is ever put in here: of headers, query and body only the model's name and upstream's
+     request id.
   2. The first ending stays: what follows it is a consequence.
 
 Not here: how it is printed (`accesslog`) or counted (`metrics`).

@@ -15,6 +15,7 @@ Not here: the path (`handle`), signals and the command line (`__main__`).
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 import secrets
 import socket
@@ -169,6 +170,13 @@ class Door(web.RequestHandler):
         )
         response.force_close()
         return response
+
+
+def start_failure(error: OSError | RuntimeError) -> str:
+    """Why `Server.start` failed, for a person."""
+    if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+        return "another program listens there; choose another address with --listen"
+    return str(getattr(error, "strerror", None) or error)
 
 
 def _name(address: Any) -> str:

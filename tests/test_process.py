@@ -161,7 +161,7 @@ async def test_sockets_that_systemd_passes_win(tmp_path: Path) -> None:
         (["check"], 2, "--config"),
         (["check", "--config", "BAD"], 1, "line 3: provider"),
         (["check", "--config", "MISSING"], 1, "cannot be read"),
-        (["check", "--config", "GOOD"], 0, "good, 1 providers"),
+        (["check", "--config", "GOOD"], 0, "good; providers: anthropic"),
         (["serve", "--config", "BAD"], 1, "line 3: provider"),
         (["serve", "--listen", "8080"], 2, "--listen: "),
     ],
