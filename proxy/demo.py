@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
