@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
+import gc
 import logging
 import os
 import signal
@@ -105,6 +106,8 @@ async def _serve(loaded: Config) -> int:
         return 1
     for provider in loaded.providers.values():
         logger.info("provider %s: %s", provider.name, _credentials(loaded, provider))
+    # What the start made lives as long as the process: the collector need not walk it again and again.
+    gc.freeze()
     logger.info("serving on %s", ", ".join(server.addresses))
     signals: asyncio.Queue[None] = asyncio.Queue()
     loop = asyncio.get_running_loop()

@@ -197,8 +197,7 @@ class Runner:
         if body is not None and original.scan is not None and original.plain:
             body = splice(body, original.scan, target.model)
         chunked = original.upload is not None and original.length is None
-        head = headers.outbound(
-            original.fields,
+        head = original.outgoing.head(
             host=origin.host_field,
             own=headers.credential(original.wire_format, key.value.reveal()) if key else None,
             keep_credentials=target.is_default and not provider.keys and not provider.is_key_less,

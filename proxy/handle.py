@@ -3,7 +3,7 @@
 ::
 
     check -> route -> key -> read (limited) -> scan -> plan
-          -> attempt.run [ headers.outbound -> body.splice -> upstream.open ]*
+          -> attempt.run [ body.splice -> Outgoing.head -> upstream.open ]*
           ---- commit point: nothing below is retried ----
           -> relay.copy
     finally: metrics.observe, accesslog.log
@@ -136,7 +136,6 @@ class Handler:
 
     async def _serve(self, request: web.BaseRequest, exchange: Exchange, reply: relay.Reply) -> None:
         incoming.check(request)
-        fields = request.raw_headers
         exchange.phase = Phase.PLAN
         route = exchange.route = routes.match(
             request.method,
@@ -146,10 +145,11 @@ class Handler:
         if route.kind in (Kind.PROBE, Kind.HEALTH, Kind.METRICS):
             self._answer(route, reply)
             return
-        keys.authenticate(self._config, fields)
+        outgoing = headers.Outgoing(request.raw_headers)
+        keys.authenticate(self._config, outgoing)
 
         exchange.phase = Phase.READ
-        original = await incoming.read(request, route, exchange, self._config)
+        original = await incoming.read(request, route, outgoing, exchange, self._config)
         exchange.phase = Phase.PLAN
         chosen = self._planner.plan(original.wire_format, original.scan, plain=original.plain)
         exchange.attempts.extend(chosen.skipped)

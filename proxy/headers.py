@@ -16,7 +16,6 @@ Not here: the length and the chunking of a body. Those who write a body frame it
 
 from __future__ import annotations
 
-import enum
 import functools
 import re
 from collections.abc import Sequence
@@ -69,40 +68,34 @@ _MEMO = 4096
 """Names whose fate is remembered. Clients choose names, so there is a bound."""
 
 
-class Fate(enum.Enum):
-    """What happens to a field because of its name."""
-
-    PASSES = enum.auto()
-    STAYS = enum.auto()
-    CONNECTION = enum.auto()
-    CREDENTIAL = enum.auto()
-    ENCODING = enum.auto()
+_PASSES, _STAYS, _CONNECTION, _CREDENTIAL, _ENCODING = range(5)
+"""What happens to a field because of its name. Plain numbers: they are compared once per field."""
 
 
 @functools.lru_cache(_MEMO)
-def _out(key: bytes) -> Fate:
+def _out(key: bytes) -> int:
     """The fate of a request's field."""
     name = key.lower()
     if name == b"connection":
-        return Fate.CONNECTION
+        return _CONNECTION
     if name in CREDENTIALS:
-        return Fate.CREDENTIAL
+        return _CREDENTIAL
     if name == b"accept-encoding":
-        return Fate.ENCODING
+        return _ENCODING
     if name in HOP_BY_HOP or name in _WRITTEN_BY_US or name.startswith(_CONTROL_PREFIX):
-        return Fate.STAYS
-    return Fate.PASSES
+        return _STAYS
+    return _PASSES
 
 
 @functools.lru_cache(_MEMO)
-def _in(key: bytes) -> Fate:
+def _in(key: bytes) -> int:
     """The fate of an answer's field."""
     name = key.lower()
     if name == b"connection":
-        return Fate.CONNECTION
+        return _CONNECTION
     if name in HOP_BY_HOP or name in _SERVED_BY or name.startswith(b"x-accel-"):
-        return Fate.STAYS
-    return Fate.PASSES
+        return _STAYS
+    return _PASSES
 
 
 def get(fields: Fields, name: bytes) -> bytes | None:
@@ -123,17 +116,6 @@ def is_plain_stream(fields: Fields) -> bool:
     )
 
 
-def virtual_key(fields: Fields) -> bytes | None:
-    """The virtual key that a request carries, wherever clients put one."""
-    for key, value in fields:
-        fate = _out(key)
-        if fate is Fate.CREDENTIAL and _is_virtual(value):
-            return _token(value)
-        if fate is Fate.STAYS and key.lower() == VIRTUAL_KEY:
-            return value
-    return None
-
-
 def credential(wire_format: str, key: str) -> tuple[bytes, bytes]:
     """The field in which a provider expects its own key.
 
@@ -146,49 +128,68 @@ def credential(wire_format: str, key: str) -> tuple[bytes, bytes]:
     return b"Authorization", b"Bearer " + value
 
 
-def outbound(
-    fields: Fields,
-    *,
-    host: bytes,
-    own: tuple[bytes, bytes] | None,
-    keep_credentials: bool,
-    identity: bool,
-    length: int | None,
-    chunked: bool,
-) -> bytes:
-    """The header section of an upstream request, without the empty line.
+class Outgoing:
+    """A request's fields, sorted once; each attempt writes its head from them."""
 
-    `own` is our credential field; `keep_credentials` lets the client's pass instead. `identity` asks
-    for an uncompressed answer, because a compressed stream has no visible event boundary. `length`
-    is the body's length in bytes, None when there is no body or it is chunked.
-    """
-    fates = [_out(key) for key, _ in fields]
-    named = _nominated(fields, fates)
-    out = [b"Host: " + host]
-    for (key, value), fate in zip(fields, fates, strict=True):
-        if fate is not Fate.PASSES:
-            kept = keep_credentials and not _is_virtual(value) if fate is Fate.CREDENTIAL else False
-            if not kept and (fate is not Fate.ENCODING or identity):
-                continue
-        if named and key.lower() in named:
-            continue
-        out.append(key + b": " + value)
-    if identity:
-        out.append(b"Accept-Encoding: identity")
-    if own is not None:
-        out.append(b"%b: %b" % own)
-    if chunked:
-        out.append(b"Transfer-Encoding: chunked")
-    elif length is not None:
-        out.append(b"Content-Length: %d" % length)
-    return b"\r\n".join(out) + b"\r\n"
+    __slots__ = ("_fates", "_fields", "_named")
+
+    def __init__(self, fields: Fields) -> None:
+        self._fields = fields
+        self._fates = [_out(key) for key, _ in fields]
+        self._named = _nominated(fields, self._fates)
+
+    def virtual_key(self) -> bytes | None:
+        """The virtual key that the request carries, wherever clients put one."""
+        for (key, value), fate in zip(self._fields, self._fates, strict=True):
+            if fate == _CREDENTIAL and VIRTUAL_KEY_PREFIX in value:
+                return value
+            if fate == _STAYS and key.lower() == VIRTUAL_KEY:
+                return value
+        return None
+
+    def head(
+        self,
+        *,
+        host: bytes,
+        own: tuple[bytes, bytes] | None,
+        keep_credentials: bool,
+        identity: bool,
+        length: int | None,
+        chunked: bool,
+    ) -> bytes:
+        """The header section of an upstream request, without the empty line.
+
+        `own` is our credential field; `keep_credentials` lets the client's pass instead. `identity` asks
+        for an uncompressed answer, because a compressed stream has no visible event boundary. `length`
+        is the body's length in bytes, None when there is no body or it is chunked.
+        """
+        going = {_PASSES}
+        if keep_credentials:
+            going.add(_CREDENTIAL)
+        if not identity:
+            going.add(_ENCODING)
+        kept = [field for field, fate in zip(self._fields, self._fates, strict=True) if fate in going]
+        if self._named:
+            kept = [field for field in kept if field[0].lower() not in self._named]
+        out = [b"Host: " + host]
+        out += [key + b": " + value for key, value in kept]
+        if identity:
+            out.append(b"Accept-Encoding: identity")
+        if own is not None:
+            out.append(b"%b: %b" % own)
+        if chunked:
+            out.append(b"Transfer-Encoding: chunked")
+        elif length is not None:
+            out.append(b"Content-Length: %d" % length)
+        out.append(b"")
+        return b"\r\n".join(out)
 
 
 def inbound(fields: Fields, *, stream: bool) -> list[tuple[bytes, bytes]]:
     """The fields of an upstream answer that go downstream; for a `stream` nginx is told not to buffer."""
     fates = [_in(key) for key, _ in fields]
     named = _nominated(fields, fates)
-    kept = [field for field, fate in zip(fields, fates, strict=True) if fate is Fate.PASSES]
+    kept = [field for field, fate in zip(fields, fates, strict=True) if fate == _PASSES]
     if named:
         kept = [(key, value) for key, value in kept if key.lower() not in named]
     if stream:
@@ -222,21 +223,11 @@ def _printable(value: str) -> bytes:
     return b"".join(bytes((byte,)) if _VISIBLE.fullmatch(chr(byte)) else b"%%%02X" % byte for byte in raw)
 
 
-def _nominated(fields: Fields, fates: Sequence[Fate]) -> set[bytes]:
+def _nominated(fields: Fields, fates: Sequence[int]) -> set[bytes]:
     """Lower-case names that ``Connection`` fields declare hop-by-hop, beyond those that always are."""
     names: set[bytes] = set()
-    if Fate.CONNECTION in fates:
+    if _CONNECTION in fates:
         for (_, value), fate in zip(fields, fates, strict=True):
-            if fate is Fate.CONNECTION:
+            if fate == _CONNECTION:
                 names.update(name.strip().lower() for name in value.split(b","))
     return names - _NEVER_NEWS
-
-
-def _token(value: bytes) -> bytes:
-    scheme, _, rest = value.partition(b" ")
-    return rest.strip() if scheme.lower() == b"bearer" else value.strip()
-
-
-def _is_virtual(value: bytes) -> bool:
-    # Anywhere in the value: a form that we do not know must not carry one upstream.
-    return VIRTUAL_KEY_PREFIX in value

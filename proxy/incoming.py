@@ -41,7 +41,7 @@ class Original(NamedTuple):
     method: str
     wire_format: str
     path: bytes
-    fields: headers.Fields
+    outgoing: headers.Outgoing
     identity: bool
     """Whether the answer must come uncompressed."""
     length: int | None
@@ -66,7 +66,9 @@ def check(request: web.BaseRequest) -> None:
         raise _bad(417, "The only expectation known here is 100-continue.")
 
 
-async def read(request: web.BaseRequest, route: Route, exchange: Exchange, config: Config) -> Original:
+async def read(
+    request: web.BaseRequest, route: Route, outgoing: headers.Outgoing, exchange: Exchange, config: Config
+) -> Original:
     """The request as it came; on a model route with its body, scanned.
 
     Raises `ProxyError`: 400 for a body that breaks the rules, 408, 413, 415.
@@ -77,7 +79,7 @@ async def read(request: web.BaseRequest, route: Route, exchange: Exchange, confi
         method=request.method,
         wire_format=route.wire_format,
         path=route.path,
-        fields=request.raw_headers,
+        outgoing=outgoing,
         identity=route.kind is Kind.BATCH or "text/event-stream" in fields.get(hdrs.ACCEPT, ""),
         length=int(declared) if declared is not None else None,
     )

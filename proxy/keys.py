@@ -18,12 +18,12 @@ from collections.abc import Sequence
 
 from .config import Config, Key
 from .errors import ProxyError, Source
-from .headers import Fields, virtual_key
+from .headers import Outgoing
 
 
-def authenticate(config: Config, fields: Fields) -> None:
+def authenticate(config: Config, outgoing: Outgoing) -> None:
     """Refuse a request whose virtual key is unknown, or that lacks one where the config asks for it."""
-    if virtual_key(fields) is not None:
+    if outgoing.virtual_key() is not None:
         raise ProxyError(401, "This virtual key is not known here.", source=Source.DOWNSTREAM)
     if config.require_virtual_key:
         raise ProxyError(401, "A virtual key is required, in x-bf-vk or x-api-key.", source=Source.DOWNSTREAM)

@@ -19,6 +19,7 @@ Not here: methods of the upstream API. An unknown path below a prefix is relayed
 from __future__ import annotations
 
 import enum
+import functools
 import re
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
@@ -60,6 +61,9 @@ OWN = {b"/health": Kind.HEALTH, b"/metrics": Kind.METRICS}
 
 BATCHES = re.compile(rb"/v1/messages/batches(/[^/]+(/cancel)?)?")
 
+MAX_REMEMBERED = 256
+"""Routes kept. Clients choose paths, so there is a bound."""
+
 _DOT_SEGMENT = re.compile(rb"(^|[/\\])\.{1,2}(;[^/\\]*)?([/\\]|$)")
 
 _SEGMENT_END = re.compile(rb"[;?#\x00-\x20]")
@@ -68,6 +72,7 @@ _SIMPLE = re.compile(rb"(/[a-z0-9_-][a-z0-9_.-]*)+")
 """A path that all readers read alike."""
 
 
+@functools.lru_cache(MAX_REMEMBERED)
 def match(method: str, target: bytes, *, anthropic_version: bool) -> Route:
     """The route of a request; `anthropic_version` says whether it has that header.
 
