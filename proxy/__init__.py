@@ -16,7 +16,8 @@ Path: what a request walks through.
   incoming    the request and its body         keys       credential -> key
   attempt     the plan's loop, every retry     upstream   the door to the providers, the pool
   connection  one connection                   answer     one upstream answer, its framing and timers
-  relay       the only room that streams downstream
+  relay       an answer goes downstream         reply      one downstream answer as bytes
+  pulse       when a ping is due
 
 House: around it.
   server      sockets, start, stop             metrics    ``/metrics``
@@ -25,7 +26,7 @@ House: around it.
   systemd     sockets that are handed over     __main__   the command line
 
 The rules (the first: a rule may be broken where a comment says why).
-  1. ``upstream``, ``connection`` and ``answer`` alone know how an upstream connection works; ``relay``
+  1. ``upstream``, ``connection`` and ``answer`` alone know how an upstream connection works; ``reply``
      alone writes downstream.
   2. Bodies are immutable bytes, never re-encoded.
   3. ``attempt`` decides every retry, and nobody else.

@@ -325,7 +325,7 @@ def _opening(body: bytes) -> _Reader:
         raise _bad(0, "the body is empty", "send a JSON object")
     if body.startswith(codecs.BOM_UTF8):
         raise _bad(0, "the body has a byte order mark", "send UTF-8 without it")
-    view, pos = memoryview(body), len(body) if body.isascii() else 0
+    view, pos = memoryview(body), len(body) if len(body) < _STRETCH and body.isascii() else 0
     while pos < len(body):
         end = pos + _STRETCH
         try:
@@ -439,8 +439,9 @@ def _plain(body: bytes, pos: int, start: int) -> _Reader:
         if piece.translate(_BLANKED) != piece:
             control = min(at for code in range(0x20) if (at := piece.find(code)) >= 0)
             raise _syntax(body, pos + control, "a character that needs no escape")
+        if end - pos == _STRETCH:
+            yield
         pos = end
-        yield
     if pos == len(body):
         raise _syntax(body, pos, f"the end of the string that starts at byte {start}")
     return pos

@@ -38,6 +38,7 @@ from .config import Config
 from .errors import ProxyError, Source
 from .exchange import Exchange, Phase
 from .incoming import Original
+from .reply import Reply
 from .routes import Kind, Route
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ class Handler:
         self._runner = runner
         self._metrics = metrics
         self._log = log
-        self._open: dict[asyncio.Task[Any], tuple[Exchange, relay.Reply]] = {}
+        self._open: dict[asyncio.Task[Any], tuple[Exchange, Reply]] = {}
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         clock = asyncio.get_running_loop().time
@@ -82,7 +83,7 @@ class Handler:
             started=clock(),
             at=time.time(),
         )
-        reply = relay.Reply(request, exchange, self._config)
+        reply = Reply(request, exchange, self._config)
         self._metrics.begin()
         task = cast(asyncio.Task[Any], asyncio.current_task())
         self._open[task] = exchange, reply
@@ -134,7 +135,7 @@ class Handler:
             task.cancel()
         return list(self._open)
 
-    async def _serve(self, request: web.BaseRequest, exchange: Exchange, reply: relay.Reply) -> None:
+    async def _serve(self, request: web.BaseRequest, exchange: Exchange, reply: Reply) -> None:
         incoming.check(request)
         exchange.phase = Phase.PLAN
         route = exchange.route = routes.match(
@@ -161,7 +162,7 @@ class Handler:
             served.answer.abort()
 
     async def _attempt(
-        self, original: Original, chosen: plan.Plan, exchange: Exchange, reply: relay.Reply
+        self, original: Original, chosen: plan.Plan, exchange: Exchange, reply: Reply
     ) -> Served:
         """Run the plan; where configured, commit to a stream while upstream is still thinking."""
         running = self._runner.run(original, chosen, exchange)
@@ -184,7 +185,7 @@ class Handler:
             raise
 
     async def _relay(
-        self, request: web.BaseRequest, route: Route, served: Served, exchange: Exchange, reply: relay.Reply
+        self, request: web.BaseRequest, route: Route, served: Served, exchange: Exchange, reply: Reply
     ) -> None:
         """The commit point, and everything after it."""
         answer = served.answer
@@ -208,7 +209,7 @@ class Handler:
             return
         await relay.copy(answer, served.held, fields, reply)
 
-    def _answer(self, route: Route, reply: relay.Reply) -> None:
+    def _answer(self, route: Route, reply: Reply) -> None:
         """The proxy's own routes."""
         if route.kind is Kind.METRICS:
             content_type = self._metrics.content_type.encode()
@@ -222,7 +223,7 @@ _JSON = (b"Content-Type", b"application/json")
 _HOST = re.compile(rb"[A-Za-z0-9._-]+(:[0-9]+)?|\[[0-9A-Fa-f:.]+\](:[0-9]+)?")
 
 
-def _refuse(reply: relay.Reply, exchange: Exchange, error: ProxyError) -> None:
+def _refuse(reply: Reply, exchange: Exchange, error: ProxyError) -> None:
     """Say what went wrong, as a whole answer."""
     if exchange.route is None:
         # What could not be routed may not be framed as we think: CONNECT has no body, whatever it says.
@@ -232,7 +233,7 @@ def _refuse(reply: relay.Reply, exchange: Exchange, error: ProxyError) -> None:
     reply.whole(error.status, own + _served_by(exchange), body)
 
 
-def _stop(reply: relay.Reply, exchange: Exchange, error: ProxyError) -> None:
+def _stop(reply: Reply, exchange: Exchange, error: ProxyError) -> None:
     """End a request now, without waiting for its reader."""
     if exchange.committed:
         relay.break_off(reply, exchange, error)

@@ -1,41 +1,27 @@
-"""The only room that streams downstream: the reply, the relay loop, the pings.
+"""The relay: an upstream answer goes downstream, chunk by chunk, to its end or to a reset.
 
 Facts
-  - aiohttp ends a chunked answer properly whenever a handler returns, even after a failed copy. So the
-    bytes of a reply are framed here, and aiohttp only learns that the reply is done.
-  - Behind an HTTP/1.0 hop a plain close looks like the end of a complete answer; a reset does not.
-    ``transport.abort()`` alone closes with FIN, with ``SO_LINGER`` 0 it resets (socket(7)).
-  - 204 and 304 answers and answers to HEAD have no body bytes (RFC 9112 section 6.3).
+  - A client that sees a stream end cleanly takes it for whole, whatever is missing.
 
 Rules
-  1. A chunk goes out when it comes in, as it came.
-  2. A ping goes out after `ping_interval` of silence downstream, between events only, never in a
-     compressed stream, never after the stream's own end.
-  3. A cut answer is reset, after an ``error`` event where the stream stands between events.
-  4. Nothing here retries.
+  1. A chunk goes out when it comes in, as it came, without a turn of the loop in between.
+  2. A cut answer is reset, after an ``error`` event where the stream stands between events.
+  3. Nothing here retries.
 
-Not here: which header fields pass (`headers`), what an event looks like (`sse`).
+Not here: how bytes are framed (`reply`), when a ping is due (`pulse`), which fields pass (`headers`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
-import http
-import re
-import socket
-import struct
-from email.utils import formatdate
-
-from aiohttp import hdrs, web
 
 from . import errors, headers, sse
 from .answer import Answer
 from .attempt import Served
-from .config import Config
 from .errors import ProxyError, Source
-from .exchange import Exchange, Phase
+from .exchange import Exchange
+from .reply import Reply
 
 MAX_ERROR_BYTES = 65536
 """An upstream error that becomes an event is read up to this size."""
@@ -43,209 +29,11 @@ MAX_ERROR_BYTES = 65536
 CUT_SECONDS = 5
 """How long the end of a cut reply may take to leave; a reset throws away what has not."""
 
-_NO_BODY = (204, 304)
-
 _EARLY_HEAD = (
     (b"Content-Type", b"text/event-stream; charset=utf-8"),
     (b"Cache-Control", b"no-cache"),
     (b"X-Accel-Buffering", b"no"),
 )
-
-_REASON = re.compile(rb"[\t -~\x80-\xff]+")
-
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-
-
-class Reply:
-    """One downstream answer, written as bytes.
-
-    aiohttp gets it back when it is done, and asks `prepare`, `write_eof` and `keep_alive` of it. It is no
-    `web.StreamResponse`, whose header map and checks would be made per request and never used.
-    """
-
-    def __init__(self, request: web.BaseRequest, exchange: Exchange, config: Config) -> None:
-        # None when the client left before its request was looked at.
-        self._transport = request.transport
-        self._request = request
-        self._exchange = exchange
-        self._max_waiting = config.max_buffer_bytes // 4
-        self._send_timeout = config.send_timeout
-        self._framed = False
-        self._bodyless = False
-        self._aborted = False
-        # aiohttp drops the bytes behind an upgrade it does not know, and reads on in the middle of them.
-        self.keep_alive = request.keep_alive and hdrs.UPGRADE not in request.headers
-        self.pulse = Pulse(self, exchange)
-
-    # What aiohttp asks of a finished reply.
-
-    async def prepare(self, request: web.BaseRequest) -> None:
-        if self._aborted:
-            raise ConnectionResetError
-
-    async def write_eof(self) -> None:
-        """All has been written."""
-
-    # What the path asks.
-
-    def begin(self, status: int, reason: bytes, fields: headers.Fields, body: bytes = b"") -> None:
-        """Write the head, and the first bytes of the body if they are there. The commit point."""
-        request, exchange = self._request, self._exchange
-        out = [b"HTTP/1.1 %d %b" % (status, reason if _REASON.fullmatch(reason) else _phrase(status))]
-        has_length = has_date = False
-        for name, value in fields:
-            if len(name) == 14 and name.lower() == b"content-length":
-                if status == 204:
-                    continue
-                has_length = True
-            elif len(name) == 4 and name.lower() == b"date":
-                has_date = True
-            out.append(name + b": " + value)
-        self._bodyless = request.method == "HEAD" or status in _NO_BODY
-        if not has_length and not self._bodyless:
-            if request.version >= (1, 1):
-                self._framed = True
-                out.append(b"Transfer-Encoding: chunked")
-            else:
-                self.keep_alive = False
-        if not has_date:
-            # RFC 9110 section 6.6.1: who forwards an answer without a date adds one.
-            out.append(b"Date: " + _date(int(exchange.at)))
-        if not request.content.is_eof():
-            # The rest of the request may never come; its bytes must not be read as another request.
-            self.keep_alive = False
-        if not self.keep_alive:
-            out.append(b"Connection: close")
-        elif request.version < (1, 1):
-            out.append(b"Connection: keep-alive")
-        exchange.status = status
-        exchange.committed = True
-        exchange.phase = Phase.DATA
-        if self._transport is None or self._transport.is_closing():
-            raise ConnectionResetError
-        self._transport.set_write_buffer_limits(self._max_waiting)
-        self._write(b"\r\n".join(out) + b"\r\n\r\n" + self._frame(body))
-
-    def push(self, data: bytes) -> bool:
-        """Write bytes of the body; False when the reader is slow, and `drain` must come first.
-
-        Never raises: when the client has left, its cancellation is on the way.
-        """
-        self._write(self._frame(data))
-        return self.waiting <= self._max_waiting
-
-    @property
-    def waiting(self) -> int:
-        """Bytes that wait for a slow reader."""
-        return self._transport.get_write_buffer_size() if self._transport is not None else 0
-
-    async def drain(self) -> None:
-        """Wait until a slow reader has taken most of what was written; `ProxyError` 408 if it does not."""
-        try:
-            async with asyncio.timeout(self._send_timeout):
-                await self._request.writer.drain()
-        except TimeoutError:
-            raise ProxyError(
-                408, "The client does not read.", source=Source.DOWNSTREAM, event="timeout"
-            ) from None
-
-    def end(self) -> None:
-        """The body is complete."""
-        if self._framed:
-            self._write(b"0\r\n\r\n")
-        self._exchange.finish_whole()
-
-    def whole(self, status: int, fields: headers.Fields, body: bytes, reason: bytes = b"") -> None:
-        """Write a reply whose body is at hand."""
-        self.begin(status, reason, [*fields, (b"Content-Length", b"%d" % len(body))], body)
-        self.end()
-
-    def close(self) -> None:
-        """Let the connection carry no further request."""
-        self.keep_alive = False
-
-    async def flush(self) -> None:
-        """Wait until the kernel has taken what was written."""
-        if self._transport is not None:
-            self._transport.set_write_buffer_limits(0)
-            await self._request.writer.drain()
-
-    def abort(self) -> None:
-        """Reset the connection, so that what was sent cannot look complete."""
-        self._aborted = True
-        self.keep_alive = False
-        if self._transport is None:
-            return
-        raw = self._transport.get_extra_info("socket")
-        if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6) and raw.fileno() >= 0:
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        self._transport.abort()
-
-    def _frame(self, data: bytes) -> bytes:
-        if not data or self._bodyless:
-            return b""
-        return b"%x\r\n%b\r\n" % (len(data), data) if self._framed else data
-
-    def _write(self, data: bytes) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._exchange.bytes_out += len(data)
-            self._transport.write(data)
-
-
-class Pulse:
-    """What passed downstream last, and the pings that follow silence.
-
-    One timer per stream, armed again when it fires early: an event only notes the time.
-    """
-
-    def __init__(self, reply: Reply, exchange: Exchange) -> None:
-        self._reply = reply
-        self._exchange = exchange
-        self._loop = asyncio.get_running_loop()
-        self._ping = b""
-        self._interval = 0.0
-        self._stream = False
-        self._boundary = sse.Boundary()
-        self._last = 0.0
-        self._timer: asyncio.TimerHandle | None = None
-
-    def start(self, ping: bytes, interval: float) -> None:
-        """From now on this is a stream of events, kept alive with `ping` if `interval` is not 0."""
-        self._stream = True
-        self._last = self._loop.time()
-        if ping and interval:
-            self._ping = ping
-            self._interval = interval
-            self._timer = self._loop.call_at(self._last + interval, self._tick)
-
-    def stop(self) -> None:
-        """No ping any more."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def passed(self, chunk: bytes) -> None:
-        """Take note of bytes of the answer that go downstream now."""
-        self._last = self._loop.time()
-        exchange = self._exchange
-        if not exchange.first_at:
-            exchange.first_at = self._last
-        self._boundary.feed(chunk)
-        exchange.usage.feed(chunk)
-
-    @property
-    def between(self) -> bool:
-        """Whether an event of ours may be written here."""
-        return self._stream and self._boundary.between and not self._boundary.finished
-
-    def _tick(self) -> None:
-        now = self._loop.time()
-        if now >= self._last + self._interval:
-            self._last = now
-            if self.between and not self._reply.waiting:
-                self._exchange.pings += 1
-                self._reply.push(self._ping)
-        self._timer = self._loop.call_at(self._last + self._interval, self._tick)
 
 
 async def copy(answer: Answer, held: bytes, fields: headers.Fields, reply: Reply) -> None:
@@ -313,16 +101,3 @@ async def _rest(answer: Answer, reply: Reply) -> None:
     while not await answer.pour(pass_on):
         await reply.drain()
     reply.end()
-
-
-@functools.lru_cache(2)
-def _date(second: int) -> bytes:
-    return formatdate(second, usegmt=True).encode()
-
-
-@functools.lru_cache(64)
-def _phrase(status: int) -> bytes:
-    try:
-        return http.HTTPStatus(status).phrase.encode()
-    except ValueError:
-        return b""
