@@ -9,13 +9,13 @@ Pure: bytes and values in, bytes and values out. No asyncio, no clock, no I/O.
   body        the scan and the splice          coding     looking into compressed bodies
   headers     which fields pass                plan       model -> targets
   sse         boundaries, pings, error events  usage      tokens seen passing
-  results     ``results_url`` of batches
+  results     ``results_url`` of batches         framing    where an upstream answer ends
 
 Path: what a request walks through.
   exchange    one request's record             handle     THE PATH, read top to bottom
   incoming    the request and its body         keys       credential -> key
   attempt     the plan's loop, every retry     upstream   the door to the providers, the pool
-  connection  one connection                   answer     one upstream answer, its framing and timers
+  connection  one connection                   answer     one upstream answer: sending, waiting, reading
   relay       an answer goes downstream         reply      one downstream answer as bytes
   pulse       when a ping is due
 

@@ -1,11 +1,7 @@
-"""An upstream answer: HTTP/1.1 framing, and the timers of every wait for it.
+"""An upstream answer: sending its request, waiting for it, reading it.
 
 Facts
-  - llhttp, through `httptools`, is strict: repeated or odd ``Content-Length``, length beside chunked,
-    obs-fold, bare LF, NUL and bad chunk sizes are errors. It does not know ``HEAD``, cannot tell the
-    end of a body that lasts until close, and takes ``gzip, chunked`` and HTTP/2.0; these are judged
-    here (RFC 9112 section 6.3).
-  - After a complete message llhttp goes on parsing, so bytes behind an answer show up as another one.
+  - A provider may answer before the request's body is there, and then say no more.
 
 Rules
   1. The face is narrow: `start` waits for the head, `read` gives bytes, then ``b""``, or raises
@@ -14,7 +10,7 @@ Rules
   3. Only a message that ended exactly where it said, with nothing behind it, gives its connection back.
   4. What upstream sends is handed on as it came; at most about ``buffer_bytes`` wait here.
 
-Not here: retries (`attempt`), header rules (`headers`), what the bytes mean.
+Not here: where head and body end (`framing`), retries (`attempt`), header rules (`headers`).
 """
 
 from __future__ import annotations
@@ -24,23 +20,16 @@ import contextlib
 from collections.abc import AsyncGenerator, Callable
 from typing import NamedTuple
 
-import httptools
-
 from .config import NetworkConfig
 from .connection import Connection, Origin
 from .errors import ProxyError, Source
+from .framing import Framing
 
 SEND_BYTES = 262144
 """A request body goes out in slices of this size, so that other streams get their turn between."""
 
 CHUNK_COST = 64
 """What a chunk costs beside its bytes; without it a million one-byte chunks would look small."""
-
-MAX_HEAD_BYTES = 65536
-MAX_INTERIM = 64
-"""Interim (1xx) responses before the final one."""
-
-_NO_BODY = (204, 304)
 
 
 class Request(NamedTuple):
@@ -58,28 +47,17 @@ class Request(NamedTuple):
     """Take no pooled connection: what is sent once cannot be sent again."""
 
 
-class Answer:
-    """An upstream answer: its head, then its body. Also the parser's callbacks."""
+class Answer(Framing):
+    """An upstream answer: its head, then its body."""
 
     def __init__(self, connection: Connection, request: Request) -> None:
-        self.status = 0
-        self.reason = b""
-        self.headers: list[tuple[bytes, bytes]] = []
+        super().__init__(request.method)
         self._connection: Connection | None = connection
         self._reused = connection.reused
         self._request = request
         self._loop = asyncio.get_running_loop()
-        self._parser = httptools.HttpResponseParser(self)
         self._chunks: list[bytes] = []
         self._waiting_bytes = 0
-        self._unread_bytes = 0
-        self._seen = False
-        self._interim = 0
-        self._until_close = False
-        self._keep_alive = False
-        self._has_head = False
-        self._ended = False
-        self._clean = True
         self._paused = False
         self._sink: Callable[[bytes], bool] | None = None
         self._sending: asyncio.Task[None] | None = None
@@ -104,7 +82,7 @@ class Answer:
         else:
             connection.transport.write(request.head + b"\r\n")
             self._sending = self._loop.create_task(self._send(connection, body))
-        while not self._has_head and self._error is None:
+        while not self.has_head and self._error is None:
             await self._wait()
         if self._error is not None:
             # Nothing is committed yet: another target may still answer whole.
@@ -125,7 +103,7 @@ class Answer:
                 return False
             if self._error is not None:
                 raise self._error
-            if self._ended:
+            if self.ended:
                 return True
             self._sink = sink
             await self._wait()
@@ -138,14 +116,14 @@ class Answer:
 
         Raises `ProxyError` when the answer is cut, garbled, or silent for ``idle_timeout``.
         """
-        if not self._chunks and not self._ended and self._error is None:
+        if not self._chunks and not self.ended and self._error is None:
             self._patient_until = self._loop.time() + patience if patience is not None else 0.0
             await self._wait()
         if self._chunks:
             return self.ready()
         if self._error is not None:
             raise self._error
-        return b"" if self._ended else None
+        return b"" if self.ended else None
 
     async def body(self, limit: int) -> bytes:
         """The rest of the body, whole. Raises `ProxyError` 502 beyond `limit` bytes."""
@@ -180,116 +158,44 @@ class Answer:
     def feed(self, data: memoryview) -> None:
         if self._error is not None:
             return
-        if self._has_head:
+        waited_for_head = not self.has_head
+        self.parse(data)
+        if self.has_head:
             self._silent_after = self._loop.time() + self._request.network.idle_timeout
-        else:
-            self._seen = True
-        self._unread_bytes += len(data)
-        try:
-            self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            self._clean = False
-            if not self._ended:
-                self._fail("The provider sent something that is not HTTP/1.1.")
-        if self._ended:
+        if self.ended:
             self._detach()
-        elif self._unread_bytes > MAX_HEAD_BYTES:
-            # A head, a chunk's extensions or trailers; body bytes start the count anew.
-            self._fail("The provider sent a response head or trailers without end.")
+        elif self.fault:
+            self._set_error(_error(502, self.fault, "" if self.has_head else "protocol"))
+        if self.ended or waited_for_head:
+            self._wake()
 
     def eof(self) -> None:
-        if self._until_close and self._error is None:
-            self._ended = True
+        if self.until_close and self._error is None:
+            self.ended = True
             self._settle()
             self._wake()
-        elif not self._ended:
+        elif not self.ended:
             self._cut()
 
     def lost(self) -> None:
         self._connection = None
         self._settle()
-        if not self._ended:
+        if not self.ended:
             self._cut()
 
-    # What the parser says.
-
-    def on_message_begin(self) -> None:
-        if self._ended:
-            self._clean = False
-
-    def on_status(self, reason: bytes) -> None:
-        # It may come in pieces.
-        if not self._has_head:
-            self.reason += reason
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        # A trailer is no header field: what it would say was decided without it (RFC 9110 section 6.5.1).
-        if not self._has_head:
-            self.headers.append((name, value.rstrip(b" \t")))
-
-    def on_headers_complete(self) -> None:
-        if self._ended:
-            return
-        status = self._parser.get_status_code()
-        if 100 <= status < 200:
-            return
-        if not 200 <= status <= 599 or self._parser.get_http_version() not in ("1.1", "1.0"):
-            self._fail("The provider sent something that is not HTTP/1.1.")
-            return
-        framing = [value for name, value in self.headers if name.lower() == b"transfer-encoding"]
-        if framing and (len(framing) > 1 or framing[0].strip().lower() != b"chunked"):
-            self._fail("The provider sent a transfer coding that is not supported.")
-            return
-        self.status = status
-        self._has_head = True
-        # llhttp forgets it when the message is complete.
-        self._keep_alive = self._parser.should_keep_alive()
-        self._silent_after = self._loop.time() + self._request.network.idle_timeout
-        if self._request.method == "HEAD":
-            self._ended = True
-        elif status not in _NO_BODY and not framing:
-            self._until_close = not any(name.lower() == b"content-length" for name, _ in self.headers)
-        self._wake()
-
-    def on_body(self, data: bytes) -> None:
-        if self._ended:
-            self._clean = False
-            return
-        self._unread_bytes = 0
+    def take(self, data: bytes) -> None:
         if self._sink is not None:
-            if self._sink(data):
-                return
-            # The reader downstream is slow: stand still until it has caught up.
-            self._sink = None
-            if self._connection is not None:
-                self._paused = True
-                self._connection.transport.pause_reading()
-            self._wake()
+            if not self._sink(data):
+                # The reader downstream is slow: stand still until it has caught up.
+                self._sink = None
+                self._pause()
+                self._wake()
             return
         self._chunks.append(data)
         self._waiting_bytes += len(data) + CHUNK_COST
-        if (
-            self._waiting_bytes > self._request.buffer_bytes
-            and not self._paused
-            and self._connection is not None
-        ):
-            self._paused = True
-            self._connection.transport.pause_reading()
+        if self._waiting_bytes > self._request.buffer_bytes:
+            self._pause()
         self._wake()
-
-    def on_message_complete(self) -> None:
-        if self._has_head:
-            self._ended = True
-            self._wake()
-            return
-        if self._error is not None:
-            return
-        self._interim += 1
-        if self._parser.get_status_code() == 101 or self._interim > MAX_INTERIM:
-            self._fail("The provider answered with an interim response that nobody asked for.")
-        self.headers.clear()
-        self.reason = b""
-        self._unread_bytes = 0
 
     # Inside.
 
@@ -302,7 +208,7 @@ class Answer:
                     data = b"%x\r\n%b\r\n" % (len(chunk), chunk) if self._request.chunked else chunk
                     connection.transport.write(data)
                     await connection.drain()
-                    if not self._has_head:
+                    if not self.has_head:
                         # Upstream has nothing to answer before the body is there.
                         self._silent_after = self._loop.time() + self._request.network.first_byte_timeout
             if self._request.chunked:
@@ -329,7 +235,7 @@ class Answer:
         now = self._loop.time()
         if now >= self._silent_after:
             message = (
-                "The provider stopped sending." if self._has_head else "The provider did not answer in time."
+                "The provider stopped sending." if self.has_head else "The provider did not answer in time."
             )
             self._set_error(_error(504, message, "timeout"))
         elif self._patient_until and now >= self._patient_until:
@@ -342,6 +248,11 @@ class Answer:
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+
+    def _pause(self) -> None:
+        if not self._paused and self._connection is not None:
+            self._paused = True
+            self._connection.transport.pause_reading()
 
     def _resume(self) -> None:
         self._paused = False
@@ -369,15 +280,15 @@ class Answer:
         if self._paused:
             self._paused = False
             connection.transport.resume_reading()
-        if self._clean and not sending and not self._until_close and self._keep_alive:
+        if self.clean and not sending and not self.until_close and self.keep_alive:
             connection.pool.release(connection)
         else:
             connection.abort()
 
     def _cut(self) -> None:
-        if self._has_head:
+        if self.has_head:
             self._set_error(_error(502, "The provider's answer was cut short.", ""))
-        elif self._seen:
+        elif self.seen:
             self._set_error(_error(502, "The provider's response head was cut short.", "protocol"))
         else:
             self._set_error(self._lost_error())
@@ -386,10 +297,6 @@ class Answer:
         return _error(
             502, "The provider closed the connection without an answer.", "reset", reused=self._reused
         )
-
-    def _fail(self, message: str) -> None:
-        self._clean = False
-        self._set_error(_error(502, message, "" if self._has_head else "protocol"))
 
     def _set_error(self, error: ProxyError) -> None:
         if self._error is None:

@@ -1,4 +1,4 @@
-"""An upstream that sends without end, in pieces, or nonsense: what it costs is bounded, what comes down is clean.
+"""An upstream that sends without end, in pieces, or nonsense: its cost is bounded, what comes down is clean.
 
 Not here: answers that are cut (`test_upstream_cut`), and the framing that two readers read differently
 (`test_smuggling`).
@@ -11,7 +11,6 @@ import gc
 import logging
 import os
 import threading
-from collections.abc import Iterator
 
 import pytest
 from rawclient import PATIENCE, Gone, asked, post
@@ -19,21 +18,18 @@ from running import StartProxy, StartUpstream, keyed
 from scripted import (
     JSON_TYPE,
     MESSAGE,
-    MESSAGE_EVENTS,
     Conn,
-    Raw,
     Request,
     Step,
     answer,
     chunk,
-    head,
     raw,
     refusal,
     stream_head,
 )
 
 from proxy import accesslog
-from proxy import answer as answer_room
+from proxy import framing as framing_room
 from proxy import upstream as upstream_room
 from proxy.exchange import Exchange
 
@@ -42,8 +38,8 @@ BATCH = "/anthropic/v1/messages/batches/msgbatch_1"
 GOOD = answer(body=MESSAGE)
 ONCE = {"max_retries": 0}
 TO_BACKUP = ["backup/claude-2"]
-FLOOD = 16 * answer_room.MAX_HEAD_BYTES
-"""Bytes after which an answer that does not end must have been cut; the sockets' buffers hold a part of them."""
+FLOOD = 16 * framing_room.MAX_OVERHEAD_BYTES
+"""Bytes after which an answer without end must have been cut; a part of them is in the sockets' buffers."""
 
 
 # Without end.
@@ -83,7 +79,7 @@ def endless(case: str, fields: bytes) -> tuple[Step, list[int]]:
 async def test_an_answer_whose_framing_has_no_end_is_reset(
     upstream: StartUpstream, proxy: StartProxy, case: str
 ) -> None:
-    """Extensions and trailers are bounded as a head is: no memory fills, and upstream is not read for ever."""
+    """Extensions and trailers are bounded as a head is: no memory fills, and nothing is read for ever."""
     step, sent = endless(case, stream_head([JSON_TYPE]))
     p = await proxy(await upstream(step))
     response = await p.post(MESSAGES, asked())
@@ -167,7 +163,6 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: c
 BROKEN = {
     "bad chunk size": OK + b"zz\r\n",
     "bad chunk size behind a chunk": OK + chunk(b"{") + b"zz\r\n",
-    "endless extension": OK + b"1;a=" + b"b" * 70_000,
 }
 
 
@@ -179,7 +174,7 @@ def sends(data: bytes) -> Step:
     return play
 
 
-@pytest.mark.parametrize("case", ["bad chunk size", "bad chunk size behind a chunk"])
+@pytest.mark.parametrize("case", BROKEN)
 async def test_an_answer_that_breaks_with_its_head_moves_on(
     upstream: StartUpstream, proxy: StartProxy, case: str
 ) -> None:
@@ -191,7 +186,7 @@ async def test_an_answer_that_breaks_with_its_head_moves_on(
     assert response.header("x-bifrost-attempts") == b"anthropic/claude-2:protocol,backup/claude-2:200"
 
 
-@pytest.mark.parametrize("case", ["bad chunk size", "bad chunk size behind a chunk"])
+@pytest.mark.parametrize("case", BROKEN)
 async def test_an_answer_that_breaks_with_its_head_is_502(
     upstream: StartUpstream, proxy: StartProxy, case: str
 ) -> None:
@@ -249,7 +244,9 @@ async def test_a_large_body_that_is_read_slowly_is_no_timeout(
         await conn.read_exactly(LARGE - 12 * PIECE)
         await conn.send(GOOD)
 
-    p = await proxy(await upstream(raw(reads_slowly)), network={**ONCE, "first_byte_timeout": first_byte_timeout})
+    p = await proxy(
+        await upstream(raw(reads_slowly)), network={**ONCE, "first_byte_timeout": first_byte_timeout}
+    )
     response = await p.post(MESSAGES, asked(padding="x" * LARGE))
     assert (response.status, response.body) == (200, MESSAGE)
     assert (await p.line())["total_ms"] > 2 * 1000 * first_byte_timeout
@@ -303,7 +300,9 @@ async def test_the_pool_is_bounded(
 
 
 def exchange(number: int) -> Exchange:
-    return Exchange(f"req_{number}", "GET", "/health", started=0.0, at=0.0, status=200, ending="--", ended=1.0)
+    return Exchange(
+        f"req_{number}", "GET", "/health", started=0.0, at=0.0, status=200, ending="--", ended=1.0
+    )
 
 
 async def test_a_stalled_reader_of_the_log_costs_a_bounded_number_of_lines(
@@ -336,25 +335,25 @@ async def test_a_stalled_reader_of_the_log_costs_a_bounded_number_of_lines(
     ]
 
 
+async def stays(conn: Conn) -> None:
+    await conn.request()
+    await conn.gone()
+
+
 def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-@pytest.fixture(params=["127.0.0.1", "localhost"])
-def host(request: pytest.FixtureRequest) -> Iterator[str]:
-    yield request.param
-
-
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 async def test_a_client_that_leaves_while_connecting_leaves_no_socket(
     upstream: StartUpstream, proxy: StartProxy, host: str
 ) -> None:
     """In whichever turn of the loop it leaves, that in which connecting completes included."""
     tries, turns = 400, 20
-    up = await upstream(*[raw(stays)] * tries)
+    up = await upstream(*[raw(stays)] * (tries + 1))
     up.allow_unused = True
     p = await proxy({"base_urls": {"anthropic": up.url.replace("127.0.0.1", host)}})
-    # The thread that writes the log, that which resolves names, and what they open, come with the first request.
-    up.then(*[raw(stays)])
+    # The threads that write the log and resolve names, and what they open, come with the first request.
     first = await p.connect()
     await first.send(post(MESSAGES, asked()))
     await up.received()
@@ -370,14 +369,11 @@ async def test_a_client_that_leaves_while_connecting_leaves_no_socket(
             await asyncio.sleep(0)
         client.reset()
     await up.quiet()
-    async with asyncio.timeout(PATIENCE):
-        while descriptors() > before:
-            await asyncio.sleep(0.01)
-    assert up.open == 0
-
-
-async def stays(conn: Conn) -> None:
-    await conn.gone()
-
-
-__all__ = ["MESSAGE_EVENTS", "Raw", "head"]
+    await p.stop()
+    await up.quiet()
+    for client in p.clients:
+        client.close()
+    await asyncio.sleep(0)
+    gc.collect()
+    # The sockets on which the proxy listened are closed now; nothing else may have been added.
+    assert descriptors() <= before

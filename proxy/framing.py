@@ -1,0 +1,130 @@
+"""HTTP/1.1 framing of an upstream answer: where its head and its body end, and whether that is so.
+
+Facts
+  - llhttp, through `httptools`, is strict: repeated or odd ``Content-Length``, length beside chunked,
+    obs-fold, bare LF, NUL and bad chunk sizes are errors. It does not know ``HEAD``, cannot tell the
+    end of a body that lasts until close, and takes ``gzip, chunked`` and HTTP/2.0; these are judged
+    here (RFC 9112 section 6.3).
+  - After a complete message llhttp goes on parsing, so bytes behind an answer show up as another one.
+  - It calls trailers header fields, and hands a split reason phrase out in pieces.
+
+Rules
+  1. The first fault stays; nothing that comes after it is believed.
+  2. What is no body byte is counted, and there is a limit: heads, chunk extensions, trailers.
+  3. Whoever owns the bytes of the body overrides `take`.
+
+Not here: waiting, connections, errors of the path (`answer`).
+"""
+
+from __future__ import annotations
+
+import httptools
+
+MAX_OVERHEAD_BYTES = 65536
+"""Bytes without a body byte between them: a head, or chunk extensions, or trailers."""
+
+MAX_INTERIM = 64
+"""Interim (1xx) responses before the final one."""
+
+_NO_BODY = (204, 304)
+
+
+class Framing:
+    """One answer as it is parsed; the methods ``on_…`` are the parser's callbacks."""
+
+    def __init__(self, method: str) -> None:
+        self.status = 0
+        self.reason = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.has_head = False
+        self.ended = False
+        """Whether the whole body has come."""
+        self.until_close = False
+        """Whether only the end of the connection ends the body."""
+        self.keep_alive = False
+        self.clean = True
+        """False when something stood behind the answer, or it was not HTTP."""
+        self.fault = ""
+        """What is wrong with it, for a person; empty while nothing is."""
+        self.seen = False
+        """Whether any byte came."""
+        self._method = method
+        self._parser = httptools.HttpResponseParser(self)
+        self._overhead = 0
+        self._interim = 0
+
+    def parse(self, data: bytes | memoryview) -> None:
+        """Parse what came; never raises."""
+        if self.fault:
+            return
+        self.seen = True
+        self._overhead += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self.clean = False
+            if not self.ended:
+                self._fail("The provider sent something that is not HTTP/1.1.")
+        if self._overhead > MAX_OVERHEAD_BYTES and not self.ended:
+            self._fail("The provider sent a response head or trailers without end.")
+
+    def take(self, data: bytes) -> None:
+        """Bytes of the body."""
+
+    def on_message_begin(self) -> None:
+        if self.ended:
+            self.clean = False
+
+    def on_status(self, reason: bytes) -> None:
+        if not self.has_head:
+            self.reason += reason
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # A trailer is no header field: what it would say was decided without it (RFC 9110 section 6.5.1).
+        if not self.has_head:
+            self.headers.append((name, value.rstrip(b" \t")))
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if self.ended or self.fault or 100 <= status < 200:
+            return
+        if not 200 <= status <= 599 or self._parser.get_http_version() not in ("1.1", "1.0"):
+            self._fail("The provider sent something that is not HTTP/1.1.")
+            return
+        names = {name.lower() for name, _ in self.headers}
+        chunked = b"transfer-encoding" in names
+        if chunked:
+            codings = [value for name, value in self.headers if name.lower() == b"transfer-encoding"]
+            if len(codings) > 1 or codings[0].strip().lower() != b"chunked":
+                self._fail("The provider sent a transfer coding that is not supported.")
+                return
+        self.status = status
+        self.has_head = True
+        # llhttp forgets it when the message is complete.
+        self.keep_alive = self._parser.should_keep_alive()
+        if self._method == "HEAD":
+            self.ended = True
+        elif status not in _NO_BODY:
+            self.until_close = not chunked and b"content-length" not in names
+
+    def on_body(self, data: bytes) -> None:
+        if self.ended:
+            self.clean = False
+        elif not self.fault:
+            self._overhead = 0
+            self.take(data)
+
+    def on_message_complete(self) -> None:
+        if self.has_head:
+            self.ended = True
+            return
+        self._interim += 1
+        if self._parser.get_status_code() == 101 or self._interim > MAX_INTERIM:
+            self._fail("The provider answered with an interim response that nobody asked for.")
+        self.headers.clear()
+        self.reason = b""
+        self._overhead = 0
+
+    def _fail(self, fault: str) -> None:
+        self.clean = False
+        self.fault = self.fault or fault
