@@ -9,14 +9,28 @@ Facts
 
 Rules
   1. One pass in linear time: no tree, no recursion, no limit on depth. All of it is checked against the
-     grammar, because parsers that disagree about the body would disagree about its model.
+     grammar, because parsers that disagree about the body would disagree about its model. Two things have
+     a limit, so that no step takes long: a number (64 KiB; section 6 allows it) and our names (16 KiB).
   2. A pattern reads many items in one call, several brackets deep. Python takes a turn for each bracket
      deeper than that, for the three members, for long strings, and where a window ends.
-  3. Inside an item that is too deep for its pattern only the shallow patterns are tried, so no byte is
-     read more than four times, and the cost has no cliff.
+  3. Inside an item that is too deep for its pattern only shallow patterns are tried: a byte is read a few
+     times at most, and no depth makes the cost jump.
   4. What is not replaced stays as it came, white space too.
+  5. (Rule zero.) This room is longer than others, because the patterns, the turns between them and the
+     errors must agree to the byte.
 
-What one scan costs: MEASURED
+What one scan costs, measured on 2026-11-21 on a 2-core Xeon with CPython 3.11.7 (in brackets: the time in
+relation to `json.loads` and to `orjson.loads`, which build a tree):
+
+    body                                        2 KB                200 KB               20 MB
+    a chat: text, an escape in 30 bytes         15 µs (2.5, 8.2)    0.54 ms (2.1, 4.7)   54 ms (1.4, 1.4)
+    an agent: tools, calls, their results       23 µs (2.5, 6.5)    0.70 ms (1.2, 2.7)   84 ms (0.7, 0.9)
+    tools with schemas deeper than `_DEPTH`                         1.6 ms (2.8, 5.7)    174 ms (1.7, 2.1)
+    one image in base64                         13 µs (2.9, 8.3)    0.17 ms (1.5, 2.7)   14 ms (0.6, 0.5)
+    objects of small values, 50 bytes each      40 µs (2.2, 4.6)    3.5 ms (1.6, 2.4)    371 ms (0.5, 0.5)
+
+The slowest step of them all took 2 ms. At its worst, on brackets only, a scan takes 0.5 µs a byte.
+To compile the patterns takes 40 ms, once, at import.
 
 Not here: what a model's name means, which fallbacks can be used, compressed bodies.
 """
@@ -36,7 +50,7 @@ _WINDOW = 1 << 16
 """Bytes that one call of a pattern reads at most: it bounds the time between pauses, and the memory."""
 
 _STRETCH = 1 << 18
-"""The same for text that needs no pattern, which is read four times as fast or more."""
+"""The same for text that needs no pattern, which is read several times as fast."""
 
 _LONGEST = 1 << 14
 """Bytes of `model` at most, and of the strings in the gateway's `fallbacks`: they are held and decoded."""
@@ -45,7 +59,7 @@ _PLAIN_LIMIT = 4096
 """Bytes without an escape that a pattern reads; over longer stretches `bytes.find` is faster."""
 
 _TURN = 100
-"""What a turn in Python costs, in bytes that a pattern reads in the same time."""
+"""What a turn in Python costs, about, in bytes that a pattern reads in the same time."""
 
 _DEPTH = 6
 """Levels of brackets that a pattern reads in a message or a tool; 7 would compile 1.6 times as long."""
