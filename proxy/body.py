@@ -110,8 +110,9 @@ def _value(depth: int) -> str:
 
 
 def _spelt(name: str) -> str:
-    """`name` in every spelling: each letter as itself or as its escape."""
-    return "".join(rf"(?:{letter}|\\u00(?i:{ord(letter):x}))" for letter in name)
+    """`name` in every spelling: each letter in both cases, as itself or as its escape."""
+    cases = ((letter, letter.upper()) for letter in name)
+    return "".join(rf"(?:[{low}{high}]|\\u00(?i:{ord(low):x}|{ord(high):x}))" for low, high in cases)
 
 
 def _compiled(pattern: str) -> re.Pattern[bytes]:
@@ -247,6 +248,10 @@ class _Ours:
 
     def read(self, name: str, key: int, value: int) -> _Reader:
         """Read the member's value; or return its start, if it may be any JSON and is read like any other."""
+        spelt = orjson.loads(self.body[key : self.body.index(b'"', key + 1) + 1])
+        if spelt != name:
+            # Go's encoding/json takes it for that name, others take it for another.
+            raise _bad(key, f"`{spelt}` is `{name}` to some parsers and not to others", f"send `{name}`")
         if name in self.keys:
             raise _bad(key, f"`{name}` comes a second time", "send it once: parsers differ on which counts")
         self.keys[name] = key
