@@ -7,13 +7,14 @@ stays open.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import json
 import re
 import zlib
 
 import pytest
-from rawclient import Client, Response, asked, get, post, request_head
+from rawclient import Client, Gone, Response, asked, get, post, request_head
 from running import Proxy, StartProxy, StartUpstream
 from scripted import LAST_CHUNK, MESSAGE, Conn, Upstream, answer, chunk, raw
 

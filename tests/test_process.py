@@ -28,10 +28,10 @@ providers:
 ACTIVATE = """
 import os, sys
 os.dup2(int(sys.argv[1]), 3)
-os.environ |= {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid())}
+os.environ |= {"LISTEN_FDS": "1", "LISTEN_PID": sys.argv[3] if len(sys.argv) > 3 else str(os.getpid())}
 os.execv(sys.executable, [sys.executable, "-m", "proxy", "serve", "--config", sys.argv[2]])
 """
-"""What systemd does; LISTEN_PID is the pid of the process itself."""
+"""What systemd does; LISTEN_PID is the pid of the process itself, unless another is given."""
 
 Process = asyncio.subprocess.Process
 
@@ -145,6 +145,36 @@ async def test_sockets_that_systemd_passes_win(tmp_path: Path) -> None:
         )
         assert await port_of(process) == listening.getsockname()[1]
         client = await connect(listening.getsockname()[1])
+        await client.send(get("/health"))
+        assert (await client.response("GET")).status == 200
+        client.close()
+        process.terminate()
+        await process.communicate()
+        assert process.returncode == 0
+
+
+async def test_sockets_that_are_passed_to_another_process_are_not_used(tmp_path: Path) -> None:
+    """A LISTEN_PID that is inherited names a parent; what is open as descriptor 3 then is something else."""
+    config = tmp_path / "proxy.yaml"
+    config.write_text(CONFIG.format(url="http://127.0.0.1:1"))
+    with socket.socket() as foreign:
+        foreign.bind(("127.0.0.1", 0))
+        foreign.listen()
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            ACTIVATE,
+            str(foreign.fileno()),
+            str(config),
+            str(os.getpid()),
+            env={**os.environ, "KEY": "sk-test-own"},
+            pass_fds=[foreign.fileno()],
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        port = await port_of(process)
+        assert port != foreign.getsockname()[1]
+        client = await connect(port)
         await client.send(get("/health"))
         assert (await client.response("GET")).status == 200
         client.close()

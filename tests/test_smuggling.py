@@ -14,7 +14,6 @@ from rawclient import Gone, Headers, Response, asked, get, post, request_head
 from running import StartProxy, StartUpstream, keyed
 from scripted import (
     JSON_TYPE,
-    LAST_CHUNK,
     MESSAGE,
     MESSAGE_EVENTS,
     PING,
@@ -99,7 +98,7 @@ async def test_a_stream_short_of_its_length_is_reset(
 
 
 async def test_a_204_has_no_length(upstream: StartUpstream, proxy: StartProxy) -> None:
-    """A reader that takes the length of a 204 for true would wait for a body, or take the next answer for it."""
+    """A reader that takes the length of a 204 for true would wait for a body, or eat the next answer."""
     up = await upstream(head(204, [(b"Content-Length", b"5"), (b"x-a", b"1")]), GOOD)
     p = await proxy(up)
     client = await p.connect()
@@ -320,7 +319,13 @@ async def test_no_ping_in_a_stream_with_two_codings(upstream: StartUpstream, pro
 
 @pytest.mark.parametrize(
     "codings",
-    [(b"identity", b"br"), (b"br", b"identity"), (b"identity", b"gzip"), (b"identity, br",), (b"gzip", b"gzip")],
+    [
+        (b"identity", b"br"),
+        (b"br", b"identity"),
+        (b"identity", b"gzip"),
+        (b"identity, br",),
+        (b"gzip", b"gzip"),
+    ],
 )
 async def test_a_body_with_two_codings_is_415(
     upstream: StartUpstream, proxy: StartProxy, codings: tuple[bytes, ...]
