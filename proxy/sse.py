@@ -26,7 +26,10 @@ PINGS = {"anthropic": b'event: ping\ndata: {"type": "ping"}\n\n'}
 ENDS = (b"\n\n", b"\r\r", b"\n\r\n", b"\r\r\n")
 
 TAIL = 512
-"""Bytes kept of what passed: enough to hold the last event of a finished stream."""
+"""Bytes kept of small chunks: enough to hold the last event of a finished stream."""
+
+MAX_TAIL = 4096
+"""Bytes kept of a large one; to keep it costs no copy up to here."""
 
 _FINISHED = re.compile(
     rb"(^|[\r\n])(event:[ ]?message_stop|data:[ ]?\[DONE\]|data:[ ]?\{\s*\"type\":\s*\"message_stop\")"
@@ -47,7 +50,7 @@ class Boundary:
 
     def feed(self, chunk: bytes) -> None:
         """Take note of bytes that passed, in any chunking."""
-        self.tail = chunk[-TAIL:] if len(chunk) >= TAIL else (self.tail + chunk)[-TAIL:]
+        self.tail = chunk[-MAX_TAIL:] if len(chunk) >= TAIL else (self.tail + chunk)[-TAIL:]
 
     @property
     def between(self) -> bool:

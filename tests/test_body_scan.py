@@ -309,6 +309,11 @@ def is_name(value: object) -> bool:
     return type(value) is str and value != "" and not any("\ud800" <= x <= "\udfff" for x in value)
 
 
+def folded(name: str) -> str:
+    """`name` as a parser reads it that ignores case: letter by letter, in all of Unicode."""
+    return "".join({"\u017f": "s"}.get(letter, letter.lower()) for letter in name)
+
+
 def reference(body: bytes) -> Found | None:
     """What a strict parser finds in `body`; None if a rule forbids it."""
     try:
@@ -321,7 +326,12 @@ def reference(body: bytes) -> Found | None:
         )
     except ValueError:
         return None
-    if not isinstance(tree, Pairs) or any([name for name, _ in tree].count(name) > 1 for name in NAMES):
+    if not isinstance(tree, Pairs):
+        return None
+    names = [folded(name) for name, _ in tree]
+    if any(names.count(name) > 1 for name in NAMES) or any(
+        name in NAMES and name != given for name, (given, _) in zip(names, tree, strict=True)
+    ):
         return None
     members = dict(tree)
     model, fallbacks = members.get("model"), members.get("fallbacks")

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +37,52 @@ os.execv(sys.executable, [sys.executable, "-m", "proxy", "serve", "--config", sy
 Process = asyncio.subprocess.Process
 
 
-async def spawn(*arguments: str, environ: dict[str, str] | None = None, **options: Any) -> Process:
-    return await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "proxy",
-        *arguments,
-        env={**os.environ, **(environ or {})},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        **options,
-    )
+Spawn = Callable[..., Awaitable[Process]]
+
+
+@pytest.fixture
+async def spawn() -> AsyncIterator[Spawn]:
+    """Starts the command with some arguments; what a failed test leaves running is killed."""
+    processes: list[Process] = []
+
+    async def start(
+        *arguments: str,
+        program: Sequence[str] = ("-m", "proxy"),
+        environ: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> Process:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *program,
+            *arguments,
+            env={**os.environ, "KEY": "sk-test-own", **(environ or {})},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            **options,
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+
+
+async def ends_with(process: Process, number: signal.Signals = signal.SIGTERM) -> tuple[bytes, bytes]:
+    """What it printed, after a signal that it must take for a clean end."""
+    process.send_signal(number)
+    printed = await process.communicate()
+    assert process.returncode == 0
+    return printed
+
+
+async def healthy(port: int) -> None:
+    client = await connect(port)
+    await client.send(get("/health"))
+    assert (await client.response("GET")).body == b'{"status":"ok"}'
+    client.close()
 
 
 async def port_of(process: Process) -> int:
@@ -59,26 +95,28 @@ async def port_of(process: Process) -> int:
     pytest.fail("it ended without serving")
 
 
-async def test_serve_answers_logs_and_ends_with_0(tmp_path: Path, upstream: StartUpstream) -> None:
+async def test_serve_answers_logs_and_ends_with_0(
+    tmp_path: Path, upstream: StartUpstream, spawn: Spawn
+) -> None:
     """One request, one JSON line on stdout, no key in it, and SIGTERM is a clean end."""
     up = await upstream(answer(body=b"{}"))
     config = tmp_path / "proxy.yaml"
     config.write_text(CONFIG.format(url=up.url))
-    process = await spawn("serve", "--config", str(config), environ={"KEY": "sk-test-own"})
+    process = await spawn("serve", "--config", str(config))
     client = await connect(await port_of(process))
     await client.send(post("/anthropic/v1/messages", b'{"model":"claude-2"}'))
     assert (await client.response("POST")).status == 200
     client.close()
-    process.send_signal(signal.SIGTERM)
-    out, err = await process.communicate()
-    assert process.returncode == 0
+    out, err = await ends_with(process)
     line = json.loads(out)
     assert (line["status"], line["ending"], line["attempts"]) == (200, "--", ["anthropic/claude-2:200"])
     assert b"sk-test" not in out + err
     assert up.requests[0].values("x-api-key") == [b"sk-test-own"]
 
 
-async def test_an_open_request_may_finish_after_sigterm(tmp_path: Path, upstream: StartUpstream) -> None:
+async def test_an_open_request_may_finish_after_sigterm(
+    tmp_path: Path, upstream: StartUpstream, spawn: Spawn
+) -> None:
     """The process stops listening, answers what is open, then ends."""
     asked, go = asyncio.Event(), asyncio.Event()
 
@@ -90,7 +128,7 @@ async def test_an_open_request_may_finish_after_sigterm(tmp_path: Path, upstream
     up = await upstream(step)
     config = tmp_path / "proxy.yaml"
     config.write_text(CONFIG.format(url=up.url))
-    process = await spawn("serve", "--config", str(config), environ={"KEY": "sk-test-own"})
+    process = await spawn("serve", "--config", str(config))
     port = await port_of(process)
     client = await connect(port)
     await client.send(post("/anthropic/v1/messages", b'{"model":"claude-2"}'))
@@ -111,76 +149,31 @@ async def test_an_open_request_may_finish_after_sigterm(tmp_path: Path, upstream
     assert process.returncode == 0
 
 
-async def test_serve_without_a_config_is_the_local_dev_proxy() -> None:
+async def test_serve_without_a_config_is_the_local_dev_proxy(spawn: Spawn) -> None:
     """No file, no key, no environment: it serves, and says so."""
     quiet = {name: "" for name in os.environ if name.endswith("_API_KEY")}
     process = await spawn("serve", "--listen", "127.0.0.1:0", environ=quiet)
-    client = await connect(await port_of(process))
-    await client.send(get("/health"))
-    assert (await client.response("GET")).body == b'{"status":"ok"}'
-    client.close()
-    process.send_signal(signal.SIGINT)
-    await process.communicate()
-    assert process.returncode == 0
+    await healthy(await port_of(process))
+    await ends_with(process, signal.SIGINT)
 
 
-async def test_sockets_that_systemd_passes_win(tmp_path: Path) -> None:
-    """Started with LISTEN_FDS, it serves on the socket it was given and on no other."""
+@pytest.mark.parametrize("meant", [True, False], ids=["for this process", "for another"])
+async def test_sockets_that_systemd_passes_win(tmp_path: Path, spawn: Spawn, *, meant: bool) -> None:
+    """It serves on the socket it was given and on no other; what a parent was given is none of its own."""
     config = tmp_path / "proxy.yaml"
     config.write_text(CONFIG.format(url="http://127.0.0.1:1"))
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen()
-
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-c",
-            ACTIVATE,
-            str(listening.fileno()),
-            str(config),
-            env={**os.environ, "KEY": "sk-test-own"},
-            pass_fds=[listening.fileno()],
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        assert await port_of(process) == listening.getsockname()[1]
-        client = await connect(listening.getsockname()[1])
-        await client.send(get("/health"))
-        assert (await client.response("GET")).status == 200
-        client.close()
-        process.terminate()
-        await process.communicate()
-        assert process.returncode == 0
-
-
-async def test_sockets_that_are_passed_to_another_process_are_not_used(tmp_path: Path) -> None:
-    """A LISTEN_PID that is inherited names a parent; what is open as descriptor 3 then is something else."""
-    config = tmp_path / "proxy.yaml"
-    config.write_text(CONFIG.format(url="http://127.0.0.1:1"))
-    with socket.socket() as foreign:
-        foreign.bind(("127.0.0.1", 0))
-        foreign.listen()
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-c",
-            ACTIVATE,
-            str(foreign.fileno()),
-            str(config),
-            str(os.getpid()),
-            env={**os.environ, "KEY": "sk-test-own"},
-            pass_fds=[foreign.fileno()],
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
+    with socket.socket() as passed:
+        passed.bind(("127.0.0.1", 0))
+        passed.listen()
+        descriptor = passed.fileno()
+        foreign = [] if meant else [str(os.getpid())]
+        process = await spawn(
+            str(descriptor), str(config), *foreign, program=("-c", ACTIVATE), pass_fds=[descriptor]
         )
         port = await port_of(process)
-        assert port != foreign.getsockname()[1]
-        client = await connect(port)
-        await client.send(get("/health"))
-        assert (await client.response("GET")).status == 200
-        client.close()
-        process.terminate()
-        await process.communicate()
-        assert process.returncode == 0
+        assert (port == passed.getsockname()[1]) is meant
+        await healthy(port)
+        await ends_with(process)
 
 
 @pytest.mark.parametrize(
@@ -196,13 +189,15 @@ async def test_sockets_that_are_passed_to_another_process_are_not_used(tmp_path:
         (["serve", "--listen", "8080"], 2, "--listen: "),
     ],
 )
-async def test_exit_codes_and_messages(tmp_path: Path, arguments: list[str], code: int, words: str) -> None:
+async def test_exit_codes_and_messages(
+    tmp_path: Path, spawn: Spawn, arguments: list[str], code: int, words: str
+) -> None:
     """What is wrong is said with its place; no traceback is ever shown."""
     (tmp_path / "GOOD").write_text(CONFIG.format(url="http://127.0.0.1:1"))
     (tmp_path / "BAD").write_text("listen: ['127.0.0.1:0']\n\nprovider: {}\n")
     process = await spawn(
         *(str(tmp_path / a) if a.isupper() else a for a in arguments),
-        environ={"KEY": "sk-test-own", "PYTHONPATH": str(Path(__file__).parent.parent)},
+        environ={"PYTHONPATH": str(Path(__file__).parent.parent)},
         cwd=tmp_path,
     )
     out, err = await process.communicate()
@@ -211,7 +206,7 @@ async def test_exit_codes_and_messages(tmp_path: Path, arguments: list[str], cod
     assert b"Traceback" not in err
 
 
-async def test_an_address_that_is_taken_is_said() -> None:
+async def test_an_address_that_is_taken_is_said(spawn: Spawn) -> None:
     """Exit code 1 and one line, not a traceback."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
