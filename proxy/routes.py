@@ -72,13 +72,22 @@ _SIMPLE = re.compile(rb"(/[a-z0-9_-][a-z0-9_.-]*)+")
 """A path that all readers read alike."""
 
 
-@functools.lru_cache(MAX_REMEMBERED)
 def match(method: str, target: bytes, *, anthropic_version: bool) -> Route:
     """The route of a request; `anthropic_version` says whether it has that header.
 
     Raises `ProxyError`: 400 for a target that is refused, 404 for a path nobody serves, 405 for a
     method that is never relayed or that an own route lacks.
     """
+    path, mark, query = target.partition(b"?")
+    if b"#" in target:
+        raise _bad_target()
+    # Without the query: it may hold a key, which nothing may remember.
+    route = _match(method, path, anthropic_version)
+    return route._replace(path=route.path + mark + query) if mark else route
+
+
+@functools.lru_cache(MAX_REMEMBERED)
+def _match(method: str, target: bytes, anthropic_version: bool) -> Route:
     if method in ("CONNECT", "TRACE"):
         # CONNECT would make us a tunnel; TRACE would echo our own key back (RFC 9110 section 9.3.8).
         raise ProxyError(405, f"{method} is not served.", source=Source.DOWNSTREAM)
@@ -113,10 +122,9 @@ def _below(method: str, wire_format: str, prefix: bytes, target: bytes, path: by
     return Route(kind, wire_format, prefix, raw, label)
 
 
-def _checked(target: bytes) -> bytes:
-    """The path of `target` as the laxest upstream may read it."""
-    path = target.partition(b"?")[0]
-    if not target.startswith(b"/") or b"#" in target:
+def _checked(path: bytes) -> bytes:
+    """`path` as the laxest upstream may read it."""
+    if not path.startswith(b"/"):
         raise _bad_target()
     if _SIMPLE.fullmatch(path):
         return path
