@@ -6,7 +6,8 @@ Pure: bytes and values in, bytes and values out. No asyncio, no clock, no I/O.
   config      which keys there are             values     addresses, URLs, names, secrets
   schema      YAML with positions, problems with lines
   errors      the one exception of the path    routes     path -> wire format
-  body        the scan and the splice          coding     looking into compressed bodies
+  body        the scan and the splice          grammar    JSON as patterns
+  coding      looking into compressed bodies
   headers     which fields pass                plan       model -> targets
   sse         boundaries, pings, error events  usage      tokens seen passing
   results     ``results_url`` of batches         framing    where an upstream answer ends

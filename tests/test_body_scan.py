@@ -16,7 +16,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from proxy import body as room
+from proxy import grammar
 from proxy.body import Scan, scan, steps
 from proxy.errors import ProxyError, Source
 
@@ -491,14 +491,14 @@ def bodies(draw: st.DrawFn) -> bytes:
     return rendered(Pairs(members), random).encode("utf-8")
 
 
-WINDOWS = st.sampled_from([64, 100, 257, room._WINDOW])
+WINDOWS = st.sampled_from([64, 100, 257, grammar.WINDOW])
 """Small windows bring the seams of the scan into small bodies."""
 
 
 def agree(body: bytes, window: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(room, "_WINDOW", window)
-        patch.setattr(room, "_STRETCH", window)
+        patch.setattr(grammar, "WINDOW", window)
+        patch.setattr(grammar, "STRETCH", window)
         assert found(body) == reference(body)
 
 
