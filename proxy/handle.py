@@ -194,11 +194,12 @@ class Handler:
             await relay.copy_early(answer, served.held, reply, exchange)
             return
         stream = headers.is_plain_stream(answer.headers)
-        if stream:
+        has_batch = route.kind is Kind.BATCH and answer.status == 200 and request.method != "HEAD"
+        rewritten = has_batch and bool(served.target.provider.keys)
+        if stream and not rewritten:
             reply.pulse.start(sse.PINGS[route.wire_format], self._config.ping_interval)
         fields = headers.inbound(answer.headers, stream=stream) + _served_by(exchange)
-        has_batch = route.kind is Kind.BATCH and answer.status == 200 and request.method != "HEAD"
-        if has_batch and served.target.provider.keys:
+        if rewritten:
             if headers.get(fields, b"content-encoding") is not None:
                 raise ProxyError(
                     502, "The provider compressed a batch answer unasked.", source=Source.UPSTREAM
@@ -239,7 +240,11 @@ def _stop(reply: Reply, exchange: Exchange, error: ProxyError) -> None:
         relay.break_off(reply, exchange, error)
         return
     reply.close()
-    _refuse(reply, exchange, error)
+    try:
+        _refuse(reply, exchange, error)
+    except ConnectionError:
+        # The client left in this very turn: its cancellation is on the way.
+        reply.abort()
 
 
 def _served_by(exchange: Exchange) -> list[tuple[bytes, bytes]]:

@@ -213,10 +213,13 @@ def served_by(
     return [(name, value) for name, value in zip(_SERVED_BY, values, strict=True) if value]
 
 
-@functools.lru_cache(_MEMO)
 def _printable(value: str) -> bytes:
+    return _escaped(value[:MAX_NAME])
+
+
+@functools.lru_cache(_MEMO)
+def _escaped(value: str) -> bytes:
     """Client text as a field value: what is not visible ASCII, or separates attempts, as ``%XX``."""
-    value = value[:MAX_NAME]
     if _VISIBLE.fullmatch(value):
         return value.encode("ascii")
     raw = value.encode("utf-8", "surrogatepass")

@@ -34,6 +34,9 @@ MAX_TARGETS = 32
 MAX_REMEMBERED = 1024
 """Plans kept. Clients choose models, so there is a bound."""
 
+MAX_REMEMBERED_NAMES = 1000
+"""Characters of the names in a plan that is kept."""
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -72,7 +75,9 @@ class Planner:
         """
         if scan is None:
             return self._build(wire_format, "", ())
-        plan = self._build(wire_format, scan.model, scan.fallbacks)
+        named = len(scan.model) + sum(map(len, scan.fallbacks))
+        ask = self._build if named <= MAX_REMEMBERED_NAMES else self._build.__wrapped__
+        plan = ask(wire_format, scan.model, scan.fallbacks)
         if not plain and (scan.fallbacks_cut or any(target.model != scan.model for target in plan.targets)):
             raise ProxyError(
                 415,

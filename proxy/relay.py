@@ -100,4 +100,6 @@ async def _rest(answer: Answer, reply: Reply) -> None:
 
     while not await answer.pour(pass_on):
         await reply.drain()
+    if reply.waiting:
+        await reply.drain(last=True)
     reply.end()

@@ -102,11 +102,11 @@ class Reply:
             out.append(b"Connection: close")
         elif request.version < (1, 1):
             out.append(b"Connection: keep-alive")
+        if self._transport is None or self._transport.is_closing():
+            raise ConnectionResetError
         exchange.status = status
         exchange.committed = True
         exchange.phase = Phase.DATA
-        if self._transport is None or self._transport.is_closing():
-            raise ConnectionResetError
         self._transport.set_write_buffer_limits(self._max_waiting)
         self._write(b"\r\n".join(out) + b"\r\n\r\n" + self._frame(body))
 
@@ -123,11 +123,11 @@ class Reply:
         """Bytes that wait for a slow reader."""
         return self._transport.get_write_buffer_size() if self._transport is not None else 0
 
-    async def drain(self) -> None:
+    async def drain(self, *, last: bool = False) -> None:
         """Wait until a slow reader has taken most of what was written; `ProxyError` 408 if it does not."""
         try:
             async with asyncio.timeout(self._send_timeout):
-                await self._request.writer.drain()
+                await (self.flush() if last else self._request.writer.drain())
         except TimeoutError:
             raise ProxyError(
                 408, "The client does not read.", source=Source.DOWNSTREAM, event="timeout"

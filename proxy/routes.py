@@ -9,7 +9,7 @@ Facts
 Rules
   1. The string that is matched decides; the string that is forwarded is the raw one. A target whose
      decoded form could mean another path to the upstream (dot segments, backslashes, a fragment) is
-     refused, not repaired.
+     refused, not repaired; a backslash counts as a slash.
   2. A path that an upstream may read as a model route is one: ``%6d`` for ``m``, another case, ``;x=1``
      and doubled or trailing slashes do not lead past the body rules.
 
@@ -131,6 +131,8 @@ def _checked(path: bytes) -> bytes:
     if _DOT_SEGMENT.search(unquote_to_bytes(path)):
         raise _bad_target()
     read = _laxest(path)
+    if _DOT_SEGMENT.search(read):
+        raise _bad_target()
     for prefix in PREFIXES:
         # A prefix that is only one after decoding would not be cut off the raw target.
         if read.startswith(prefix + b"/") and not path.startswith(prefix + b"/"):
@@ -139,13 +141,13 @@ def _checked(path: bytes) -> bytes:
 
 
 def _laxest(path: bytes) -> bytes:
-    """`path` decoded until nothing changes, in lower case, with single slashes and none at the end.
+    """`path` decoded three times, in lower case, with single slashes and none at the end.
 
     Of each segment only what stands before parameters, a NUL, a space, ``?`` or ``#``.
     """
     for _ in range(3):
         path = unquote_to_bytes(path)
-    segments = (_SEGMENT_END.split(segment, maxsplit=1)[0] for segment in path.lower().split(b"/"))
+    segments = (_SEGMENT_END.split(segment, maxsplit=1)[0] for segment in re.split(rb"[/\\]", path.lower()))
     return b"/" + b"/".join(segment for segment in segments if segment)
 
 

@@ -96,3 +96,49 @@ async def test_an_idle_connection_is_closed_at_once(upstream: StartUpstream, pro
     async with asyncio.timeout(5):
         await p.stop()
         assert await client.eof() == "fin"
+
+
+async def test_what_a_slow_reader_has_not_taken_is_still_open(
+    upstream: StartUpstream, proxy: StartProxy
+) -> None:
+    """Upstream is done, the client is not: a stop that cuts it resets, so that it does not look whole."""
+    events = chunk(b"event: x\ndata: " + b"y" * 60_000 + b"\n\n") * 200
+    sent = asyncio.Event()
+
+    async def step(conn: Conn, _: Request) -> None:
+        await conn.send(stream_head() + events + b"0\r\n\r\n")
+        sent.set()
+
+    up = await upstream(step)
+    p = await proxy(up, drain_timeout=0.2, max_buffer_bytes=80_000_000)
+    client = await p.connect()
+    client.stop_reading()
+    await client.send(post(MESSAGES, asked(stream=True)).replace(b"HTTP/1.1", b"HTTP/1.0"))
+    await sent.wait()
+    await p.stop()
+    client.go_on_reading()
+    assert await client.eof() == "reset"
+    assert (await p.line())["ending"] == "PD"
+
+
+async def test_a_client_that_leaves_does_not_spoil_the_drain_of_others(
+    upstream: StartUpstream, proxy: StartProxy
+) -> None:
+    """One is gone in the turn in which all are ended; the other still gets its 503."""
+    up = await upstream(hangs_before_the_head, hangs_before_the_head)
+    p = await proxy(up, drain_timeout=30)
+    leaving, staying = await p.connect(), await p.connect()
+    for client in (leaving, staying):
+        await client.send(post(MESSAGES, asked()))
+    await up.received(2)
+    stopping = asyncio.ensure_future(p.stop())
+    await asyncio.sleep(0)
+    for connection in list(p.server._runner.server.connections):
+        if connection.transport.get_extra_info("peername") == leaving.wire.transport.get_extra_info(
+            "sockname"
+        ):
+            connection.transport.abort()
+    p.server.hurry()
+    async with asyncio.timeout(5):
+        assert (await staying.response("POST")).status == 503
+        await stopping

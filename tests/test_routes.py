@@ -32,6 +32,8 @@ from proxy.routes import Kind, match
                 b"/v1/messages%23",
                 b"/v1/Messages",
                 b"/v1/%256dessages",
+                b"/v1\\messages",
+                b"/v1/%5cmessages",
             )
         ),
         ("GET", b"/anthropic/v1/messages", Kind.OPEN, b"/v1/messages"),
@@ -101,6 +103,9 @@ def test_an_unknown_path_is_a_404(target: bytes) -> None:
         b"/anthropic/v1/..\\x",
         b"/anthropic/v1/%2e",
         b"/anthropic/v1/messages#f",
+        b"/anthropic/v1/x/%252e%252e/messages",
+        b"/anthropic/v1/x/..%20/messages",
+        b"/anthropic/v1/x/..%00/messages",
         b"/%61nthropic/v1/messages",
         b"//anthropic/v1/messages",
     ],
