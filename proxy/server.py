@@ -39,6 +39,9 @@ from .upstream import Upstream
 
 AIOHTTP_FLOOR = (3, 14, 5)
 
+RECEIVE_BYTES = 65536
+"""The most that one read from downstream brings."""
+
 LINGER_SECONDS = 2
 
 CLOSE_SECONDS = 1
@@ -136,6 +139,11 @@ class Door(web.RequestHandler):
     def __init__(self, downstream: Downstream) -> None:
         super().__init__(downstream, loop=asyncio.get_running_loop(), **downstream.settings)
         self._door = downstream
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # asyncio reads into a new buffer of 256 KiB each time, which malloc maps and unmaps; 64 KiB it keeps.
+        transport.max_size = RECEIVE_BYTES  # type: ignore[attr-defined]
+        super().connection_made(transport)
 
     def handle_error(
         self,

@@ -185,7 +185,7 @@ def build(folder: Path) -> None:
         subprocess.run(["gcc", "-O2", "-o", folder / name, HERE / f"{name}.c"], check=True)
     authority = trustme.CA()
     authority.cert_pem.write_to_path(folder / "ca.pem")
-    certificate = authority.issue_cert("127.0.0.1")
+    certificate = authority.issue_cert("localhost", "127.0.0.1")
     certificate.private_key_and_cert_chain_pem.write_to_path(folder / "server.pem")
 
 
@@ -204,7 +204,7 @@ def nginx(folder: Path, name: str, port: int, upstream: int, *, serve_tls: bool,
         if serve_tls
         else "",
         scheme="https" if use_tls else "http",
-        verify=f"proxy_ssl_verify on; proxy_ssl_trusted_certificate {ca}; proxy_ssl_name 127.0.0.1;"
+        verify=f"proxy_ssl_verify on; proxy_ssl_trusted_certificate {ca}; proxy_ssl_name localhost;"
         if use_tls
         else "",
     )
