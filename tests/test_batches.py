@@ -6,6 +6,7 @@ show the client's credential to the provider, and fail.
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 from typing import Any
@@ -14,7 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 from rawclient import get, post, request_head
 from running import StartProxy, StartUpstream, keyed
-from scripted import JSON_TYPE, LAST_CHUNK, Conn, Request, answer, chunk, head, refusal
+from scripted import JSON_TYPE, LAST_CHUNK, Conn, Request, answer, chunk, head, refusal, stream_head
 
 BATCHES = "/anthropic/v1/messages/batches"
 PROVIDER = "https://api.anthropic.com/v1/messages/batches/msgbatch_1/results"
@@ -190,3 +191,26 @@ async def test_a_batch_compressed_against_our_wish(upstream: StartUpstream, prox
     response = await (await proxy(keyed(up, "main"))).get(f"{BATCHES}/msgbatch_1")
     assert response.status == 502
     assert json.loads(response.body)["error"]["type"] == "api_error"
+
+
+async def test_no_ping_goes_before_the_head_of_a_rewritten_answer(
+    upstream: StartUpstream, proxy: StartProxy
+) -> None:
+    """The answer is read whole first, and whatever upstream calls it, silence is no place for a ping then."""
+    go_on = asyncio.Event()
+
+    async def step(conn: Conn, _: Request) -> None:
+        await conn.send(stream_head() + chunk(b": x\n\n"))
+        await go_on.wait()
+        await conn.send(LAST_CHUNK)
+
+    up = await upstream(step)
+    p = await proxy(keyed(up, "main"), ping_interval=0.02)
+    client = await p.connect()
+    await client.send(get("/anthropic/v1/messages/batches/b_1"))
+    await up.received()
+    await asyncio.sleep(0.1)
+    go_on.set()
+    response = await client.response("GET")
+    assert (response.status, response.body, response.complete) == (200, b": x\n\n", True)
+    assert (await p.line())["pings"] == 0
