@@ -206,7 +206,11 @@ class Handler:
                 )
             body = served.held + await answer.body(self._config.max_body_bytes)
             body = results.localized(body, _own_origin(self._config, request) + route.prefix)
-            reply.whole(answer.status, headers.without_length(fields), body, answer.reason)
+            length = (b"Content-Length", b"%d" % len(body))
+            reply.begin(answer.status, answer.reason, [*headers.without_length(fields), length], body)
+            # A list of batches can be megabytes, and its reader slow.
+            await reply.drain(last=True)
+            reply.end()
             return
         await relay.copy(answer, served.held, fields, reply)
 

@@ -139,9 +139,9 @@ class Reply:
             self._write(b"0\r\n\r\n")
         self._exchange.finish_whole()
 
-    def whole(self, status: int, fields: headers.Fields, body: bytes, reason: bytes = b"") -> None:
+    def whole(self, status: int, fields: headers.Fields, body: bytes) -> None:
         """Write a reply whose body is at hand."""
-        self.begin(status, reason, [*fields, (b"Content-Length", b"%d" % len(body))], body)
+        self.begin(status, b"", [*fields, (b"Content-Length", b"%d" % len(body))], body)
         self.end()
 
     def close(self) -> None:

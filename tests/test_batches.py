@@ -214,3 +214,17 @@ async def test_no_ping_goes_before_the_head_of_a_rewritten_answer(
     response = await client.response("GET")
     assert (response.status, response.body, response.complete) == (200, b": x\n\n", True)
     assert (await p.line())["pings"] == 0
+
+
+async def test_a_large_rewritten_answer_waits_for_its_reader(
+    upstream: StartUpstream, proxy: StartProxy
+) -> None:
+    """A reader that takes none of it is reset after `send_timeout`, as with any other answer."""
+    body = b'{"data":["' + b"x" * 30_000_000 + b'"]}'
+    p = await proxy(keyed(await upstream(answer(body=body)), "main"), send_timeout=0.2)
+    client = await p.connect()
+    client.stop_reading()
+    await client.send(get("/anthropic/v1/messages/batches"))
+    assert (await p.line())["ending"] == "dD"
+    client.go_on_reading()
+    assert await client.eof() == "reset"
