@@ -15,9 +15,10 @@ Not here: what happened. `exchange` knows.
 from __future__ import annotations
 
 import asyncio
-import datetime
+import functools
 import logging
 import re
+import time
 from collections.abc import Callable
 
 import orjson
@@ -83,7 +84,7 @@ def line(exchange: Exchange) -> bytes:
     """The line of one exchange, its newline included."""
     route, target = exchange.route, exchange.target
     out: dict[str, object] = {
-        "time": datetime.datetime.fromtimestamp(exchange.at, datetime.UTC).isoformat(timespec="milliseconds"),
+        "time": f"{_second(int(exchange.at))}.{int(exchange.at % 1 * 1000):03d}+00:00",
         "request_id": exchange.request_id,
         "method": exchange.method[:32],
         "path": _text(exchange.path),
@@ -113,8 +114,15 @@ def _ms(start: float, end: float) -> float | None:
     return round((end - start) * 1000, 1) if end else None
 
 
+@functools.lru_cache(2)
+def _second(at: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at))
+
+
 def _text(value: str) -> str:
     """Client text as valid, bounded UTF-8, without what looks like a key."""
     if "sk-" in value:
         value = _KEY.sub("sk-***", value)
+    if value.isascii():
+        return value[:MAX_TEXT]
     return value[:MAX_TEXT].encode("utf-8", "backslashreplace").decode()

@@ -6,7 +6,7 @@ Facts
 Rules
   1. The face is narrow: `start` waits for the head, `read` gives bytes, then ``b""``, or raises
      `ProxyError`; `abort` at any moment.
-  2. Every wait has a timer of ours, and one handle per answer: it is armed again when it fires early.
+  2. Every wait has a time limit of ours; the connection keeps the timer.
   3. Only a message that ended exactly where it said, with nothing behind it, gives its connection back.
   4. What upstream sends is handed on as it came; at most about ``buffer_bytes`` wait here.
 
@@ -23,7 +23,6 @@ from typing import NamedTuple
 from .config import NetworkConfig
 from .connection import Connection, Origin
 from .errors import ProxyError, Source
-from .framing import Framing
 
 SEND_BYTES = 262144
 """A request body goes out in slices of this size, so that other streams get their turn between."""
@@ -47,15 +46,21 @@ class Request(NamedTuple):
     """Take no pooled connection: what is sent once cannot be sent again."""
 
 
-class Answer(Framing):
+class Answer:
     """An upstream answer: its head, then its body."""
 
-    def __init__(self, connection: Connection, request: Request) -> None:
-        super().__init__(request.method)
+    def __init__(self, connection: Connection, request: Request, loop: asyncio.AbstractEventLoop) -> None:
+        self.status = 0
+        """0 until the head is there."""
+        self.reason = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.head_at = 0.0
+        """When the head came, by the loop's clock."""
+        self.ended = False
         self._connection: Connection | None = connection
         self._reused = connection.reused
         self._request = request
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
         self._chunks: list[bytes] = []
         self._waiting_bytes = 0
         self._paused = False
@@ -63,10 +68,7 @@ class Answer(Framing):
         self._sending: asyncio.Task[None] | None = None
         self._error: ProxyError | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._silent_after = 0.0
-        self._patient_until = 0.0
-        connection.answer = self
+        connection.attach(self, request.method)
 
     # The face.
 
@@ -75,15 +77,18 @@ class Answer(Framing):
         connection, request = self._connection, self._request
         if connection is None or connection.transport.is_closing():
             raise self._lost_error()
-        self._silent_after = self._loop.time() + request.network.first_byte_timeout
+        connection.await_until(self._loop.time() + request.network.first_byte_timeout)
         body = request.body
-        if body is None or (isinstance(body, bytes) and len(body) <= SEND_BYTES):
-            connection.transport.write(request.head + b"\r\n" + (body or b""))
+        if body is None:
+            connection.transport.write(request.head + b"\r\n")
+        elif isinstance(body, bytes) and len(body) <= SEND_BYTES:
+            connection.transport.write(b"%b\r\n%b" % (request.head, body))
         else:
             connection.transport.write(request.head + b"\r\n")
             self._sending = self._loop.create_task(self._send(connection, body))
-        while not self.has_head and self._error is None:
-            await self._wait()
+        while not self.status and self._error is None:
+            self._waiter = self._loop.create_future()
+            await self._waiter
         if self._error is not None:
             # Nothing is committed yet: another target may still answer whole.
             self._error.event = self._error.event or "protocol"
@@ -95,7 +100,6 @@ class Answer(Framing):
         Returns True at the end, and False when `sink` did: reading stands still then until the next call.
         `sink` must not raise. Raises `ProxyError` as `read` does.
         """
-        self._patient_until = 0.0
         if self._paused and not self._chunks:
             self._resume()
         while True:
@@ -106,7 +110,8 @@ class Answer(Framing):
             if self.ended:
                 return True
             self._sink = sink
-            await self._wait()
+            self._waiter = self._loop.create_future()
+            await self._waiter
             if self._sink is None:
                 return False
             self._sink = None
@@ -117,8 +122,15 @@ class Answer(Framing):
         Raises `ProxyError` when the answer is cut, garbled, or silent for ``idle_timeout``.
         """
         if not self._chunks and not self.ended and self._error is None:
-            self._patient_until = self._loop.time() + patience if patience is not None else 0.0
-            await self._wait()
+            self._waiter = self._loop.create_future()
+            if patience is None:
+                await self._waiter
+            else:
+                timer = self._loop.call_later(patience, self._wake)
+                try:
+                    await self._waiter
+                finally:
+                    timer.cancel()
         if self._chunks:
             return self.ready()
         if self._error is not None:
@@ -141,7 +153,7 @@ class Answer(Framing):
         self._settle()
         connection, self._connection = self._connection, None
         if connection is not None:
-            connection.answer = None
+            connection.detach()
             connection.abort()
 
     def ready(self) -> bytes:
@@ -155,33 +167,47 @@ class Answer(Framing):
 
     # What the connection says.
 
-    def feed(self, data: memoryview) -> None:
-        if self._error is not None:
+    def progress(self) -> None:
+        connection = self._connection
+        if connection is None or self._error is not None:
             return
-        waited_for_head = not self.has_head
-        self.parse(data)
-        if self.has_head:
-            self._silent_after = self._loop.time() + self._request.network.idle_timeout
-        if self.ended:
-            self._detach()
-        elif self.fault:
-            self._set_error(_error(502, self.fault, "" if self.has_head else "protocol"))
-        if self.ended or waited_for_head:
-            self._wake()
+        if connection.has_head:
+            now = self._loop.time()
+            if not self.status:
+                self.status, self.reason = connection.status, connection.reason
+                self.headers = connection.headers
+                self.head_at = now
+                self._wake()
+            if connection.ended:
+                self._detach(connection)
+                self._wake()
+                return
+            connection.await_until(now + self._request.network.idle_timeout)
+        if connection.fault:
+            self._set_error(_error(502, connection.fault, "" if self.status else "protocol"))
 
     def eof(self) -> None:
-        if self.until_close and self._error is None:
+        if self._error is not None or self._connection is None:
+            return
+        if self._connection.until_close:
             self.ended = True
             self._settle()
             self._wake()
-        elif not self.ended:
+        else:
             self._cut()
 
     def lost(self) -> None:
-        self._connection = None
         self._settle()
         if not self.ended:
             self._cut()
+        self._connection = None
+
+    def silent(self) -> None:
+        if self._paused:
+            # It is the reader downstream who is slow; `drain` has a timer for that.
+            return
+        message = "The provider stopped sending." if self.status else "The provider did not answer in time."
+        self._set_error(_error(504, message, "timeout"))
 
     def take(self, data: bytes) -> None:
         if self._sink is not None:
@@ -208,41 +234,14 @@ class Answer(Framing):
                     data = b"%x\r\n%b\r\n" % (len(chunk), chunk) if self._request.chunked else chunk
                     connection.transport.write(data)
                     await connection.drain()
-                    if not self.has_head:
+                    if not self.status:
                         # Upstream has nothing to answer before the body is there.
-                        self._silent_after = self._loop.time() + self._request.network.first_byte_timeout
+                        connection.await_until(self._loop.time() + self._request.network.first_byte_timeout)
             if self._request.chunked:
                 connection.transport.write(b"0\r\n\r\n")
         except ProxyError as error:
             self._set_error(error)
         self._sending = None
-
-    async def _wait(self) -> None:
-        """Wait for bytes, the end, an error, or the end of patience."""
-        waiter = self._waiter = self._loop.create_future()
-        due = min(self._silent_after, self._patient_until or self._silent_after)
-        if self._timer is None or self._timer.when() > due:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = self._loop.call_at(due, self._tick)
-        await waiter
-
-    def _tick(self) -> None:
-        self._timer = None
-        waiter = self._waiter
-        if waiter is None or waiter.done():
-            return
-        now = self._loop.time()
-        if now >= self._silent_after:
-            message = (
-                "The provider stopped sending." if self.has_head else "The provider did not answer in time."
-            )
-            self._set_error(_error(504, message, "timeout"))
-        elif self._patient_until and now >= self._patient_until:
-            self._wake()
-        else:
-            due = min(self._silent_after, self._patient_until or self._silent_after)
-            self._timer = self._loop.call_at(due, self._tick)
 
     def _wake(self) -> None:
         waiter, self._waiter = self._waiter, None
@@ -256,39 +255,36 @@ class Answer(Framing):
 
     def _resume(self) -> None:
         self._paused = False
-        self._silent_after = self._loop.time() + self._request.network.idle_timeout
-        if self._connection is not None and not self._connection.transport.is_closing():
-            self._connection.transport.resume_reading()
+        connection = self._connection
+        if connection is not None and not connection.transport.is_closing():
+            connection.await_until(self._loop.time() + self._request.network.idle_timeout)
+            connection.transport.resume_reading()
 
     def _settle(self) -> None:
-        """Nothing more will be sent or waited for."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        """Nothing more will be sent."""
         if self._sending is not None:
             self._sending.cancel()
             self._sending = None
 
-    def _detach(self) -> None:
+    def _detach(self, connection: Connection) -> None:
         """The answer is over: let the connection go, back to the pool if it is clean."""
-        connection, self._connection = self._connection, None
-        if connection is None:
-            return
-        connection.answer = None
+        self.ended = True
+        self._connection = None
+        connection.detach()
         sending = self._sending is not None
         self._settle()
         if self._paused:
             self._paused = False
             connection.transport.resume_reading()
-        if self.clean and not sending and not self.until_close and self.keep_alive:
+        if connection.clean and connection.keep_alive and not sending and not connection.until_close:
             connection.pool.release(connection)
         else:
             connection.abort()
 
     def _cut(self) -> None:
-        if self.has_head:
+        if self.status:
             self._set_error(_error(502, "The provider's answer was cut short.", ""))
-        elif self.seen:
+        elif self._connection is not None and self._connection.seen:
             self._set_error(_error(502, "The provider's response head was cut short.", "protocol"))
         else:
             self._set_error(self._lost_error())

@@ -151,7 +151,7 @@ class Runner:
         except ProxyError as error:
             exchange.attempts.append((target.name, error.event or "failed"))
             return Outcome(target, error.event, error=error)
-        exchange.head_at = asyncio.get_running_loop().time()
+        exchange.head_at = answer.head_at
         status = str(answer.status)
         outcome = Outcome(target, status if self._is_event(status) else "", answer)
         try:

@@ -6,17 +6,21 @@ Facts
     is used again. A buffer of its own would cost every open stream 64 KiB.
 
 Rules
-  1. This room moves bytes between the transport and the answer; it does not look at them.
-  2. Who owns the pool is told when a connection opens and when it is lost.
+  1. A connection carries one answer at a time and tells it what comes.
+  2. One timer per connection, which outlives the answers: a request only moves the time that it waits for.
+  3. Who owns the pool is told when a connection opens and when it is lost.
 
-Not here: HTTP (`answer`), the pool and TLS (`upstream`).
+Not here: HTTP (`framing`), waiting (`answer`), the pool and TLS (`upstream`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import NamedTuple, Protocol, cast
 from urllib.parse import urlsplit
+
+from .framing import Framing
 
 
 class Origin(NamedTuple):
@@ -53,25 +57,55 @@ class Pool(Protocol):
 class Reader(Protocol):
     """What reads from a connection: an answer."""
 
-    def feed(self, data: memoryview) -> None: ...
+    def take(self, data: bytes) -> None: ...
+
+    def progress(self) -> None:
+        """Bytes were parsed; `Connection` says what they came to."""
 
     def eof(self) -> None: ...
 
     def lost(self) -> None: ...
 
+    def silent(self) -> None:
+        """The time has passed until which bytes were awaited."""
 
-class Connection(asyncio.BufferedProtocol):
+
+class Connection(Framing, asyncio.BufferedProtocol):
     """One connection, and the answer that is on it, if any."""
 
     transport: asyncio.Transport
 
-    def __init__(self, pool: Pool, origin: Origin) -> None:
+    def __init__(self, pool: Pool, origin: Origin, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(_unasked)
         self.pool = pool
         self.key = (origin.secure, origin.host, origin.port)
         self.answer: Reader | None = None
         self.idle_since = 0.0
         self.reused = False
+        self._loop = loop
+        self._due = 0.0
+        self._rings_at = math.inf
+        self._timer: asyncio.TimerHandle | None = None
         self._writable: asyncio.Future[None] | None = None
+
+    def attach(self, answer: Reader, method: str) -> None:
+        """Carry this answer, to a request with this method."""
+        self.expect(method)
+        self.answer = answer
+        self.take = answer.take
+
+    def detach(self) -> None:
+        """Carry no answer."""
+        self.answer = None
+        self.take = _unasked
+
+    def await_until(self, due: float) -> None:
+        """Tell the answer when `due` has passed, a time of the loop's clock, unless it is moved before."""
+        self._due = due
+        if due < self._rings_at:
+            self._stop_timer()
+            self._rings_at = due
+            self._timer = self._loop.call_at(due, self._tick)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -81,11 +115,13 @@ class Connection(asyncio.BufferedProtocol):
         return self.pool.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        if self.answer is None:
+        answer = self.answer
+        if answer is None:
             # Bytes that nobody asked for: whose answer would they be?
             self.abort()
         else:
-            self.answer.feed(self.pool.buffer[:nbytes])
+            self.parse(self.pool.buffer[:nbytes])
+            answer.progress()
 
     def eof_received(self) -> bool:
         if self.answer is not None:
@@ -95,11 +131,13 @@ class Connection(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.pool.lost(self)
         self.resume_writing()
+        self.forget()
+        self._stop_timer()
         if self.answer is not None:
             self.answer.lost()
 
     def pause_writing(self) -> None:
-        self._writable = asyncio.get_running_loop().create_future()
+        self._writable = self._loop.create_future()
 
     def resume_writing(self) -> None:
         if self._writable is not None and not self._writable.done():
@@ -113,3 +151,22 @@ class Connection(asyncio.BufferedProtocol):
 
     def abort(self) -> None:
         self.transport.abort()
+
+    def _tick(self) -> None:
+        self._stop_timer()
+        if self.answer is None:
+            return
+        if self._loop.time() < self._due:
+            self.await_until(self._due)
+        else:
+            self.answer.silent()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None
+        self._rings_at = math.inf
+
+
+def _unasked(data: bytes) -> None:
+    """A body without an answer: `buffer_updated` has seen to it."""

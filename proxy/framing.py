@@ -11,12 +11,14 @@ Facts
 Rules
   1. The first fault stays; nothing that comes after it is believed.
   2. What is no body byte is counted, and there is a limit: heads, chunk extensions, trailers.
-  3. Whoever owns the bytes of the body overrides `take`.
+  3. One parser reads all answers of a connection, as llhttp is made to.
 
 Not here: waiting, connections, errors of the path (`answer`).
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import httptools
 
@@ -30,9 +32,16 @@ _NO_BODY = (204, 304)
 
 
 class Framing:
-    """One answer as it is parsed; the methods ``on_…`` are the parser's callbacks."""
+    """The answers on one connection, as they are parsed; the methods ``on_…`` are the parser's callbacks."""
 
-    def __init__(self, method: str) -> None:
+    def __init__(self, take: Callable[[bytes], None], method: str = "") -> None:
+        self.take = take
+        """Gets the bytes of the body."""
+        self._parser: httptools.HttpResponseParser | None = None
+        self.expect(method)
+
+    def expect(self, method: str) -> None:
+        """Get ready for the next answer. Only for a connection whose last one was `clean`."""
         self.status = 0
         self.reason = b""
         self.headers: list[tuple[bytes, bytes]] = []
@@ -49,9 +58,14 @@ class Framing:
         self.seen = False
         """Whether any byte came."""
         self._method = method
-        self._parser = httptools.HttpResponseParser(self)
         self._overhead = 0
         self._interim = 0
+        self._sized = False
+        self._codings: list[bytes] = []
+
+    def forget(self) -> None:
+        """No answer comes any more. The parser and its callbacks hold each other."""
+        self._parser = None
 
     def parse(self, data: bytes | memoryview) -> None:
         """Parse what came; never raises."""
@@ -59,6 +73,8 @@ class Framing:
             return
         self.seen = True
         self._overhead += len(data)
+        if self._parser is None:
+            self._parser = httptools.HttpResponseParser(self)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
@@ -67,9 +83,6 @@ class Framing:
                 self._fail("The provider sent something that is not HTTP/1.1.")
         if self._overhead > MAX_OVERHEAD_BYTES and not self.ended:
             self._fail("The provider sent a response head or trailers without end.")
-
-    def take(self, data: bytes) -> None:
-        """Bytes of the body."""
 
     def on_message_begin(self) -> None:
         if self.ended:
@@ -81,31 +94,39 @@ class Framing:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # A trailer is no header field: what it would say was decided without it (RFC 9110 section 6.5.1).
-        if not self.has_head:
-            self.headers.append((name, value.rstrip(b" \t")))
+        if self.has_head:
+            return
+        value = value.rstrip(b" \t")
+        self.headers.append((name, value))
+        if len(name) == 14:
+            self._sized = self._sized or name.lower() == b"content-length"
+        elif len(name) == 17 and name.lower() == b"transfer-encoding":
+            self._codings.append(value)
 
     def on_headers_complete(self) -> None:
-        status = self._parser.get_status_code()
-        if self.ended or self.fault or 100 <= status < 200:
+        parser = self._parser
+        if parser is None or self.ended or self.fault:
             return
-        if not 200 <= status <= 599 or self._parser.get_http_version() not in ("1.1", "1.0"):
+        status = parser.get_status_code()
+        if 100 <= status < 200:
+            return
+        if not 200 <= status <= 599 or parser.get_http_version() not in ("1.1", "1.0"):
             self._fail("The provider sent something that is not HTTP/1.1.")
             return
-        names = {name.lower() for name, _ in self.headers}
-        chunked = b"transfer-encoding" in names
-        if chunked:
-            codings = [value for name, value in self.headers if name.lower() == b"transfer-encoding"]
-            if len(codings) > 1 or codings[0].strip().lower() != b"chunked":
-                self._fail("The provider sent a transfer coding that is not supported.")
-                return
+        codings = self._codings
+        if codings and (len(codings) > 1 or codings[0].strip().lower() != b"chunked"):
+            self._fail("The provider sent a transfer coding that is not supported.")
+            return
         self.status = status
         self.has_head = True
         # llhttp forgets it when the message is complete.
-        self.keep_alive = self._parser.should_keep_alive()
+        self.keep_alive = parser.should_keep_alive()
         if self._method == "HEAD":
+            # llhttp waits for a body that does not come.
+            self._parser = None
             self.ended = True
         elif status not in _NO_BODY:
-            self.until_close = not chunked and b"content-length" not in names
+            self.until_close = not codings and not self._sized
 
     def on_body(self, data: bytes) -> None:
         if self.ended:
@@ -117,11 +138,16 @@ class Framing:
     def on_message_complete(self) -> None:
         if self.has_head:
             self.ended = True
+            if self._parser is not None and not self._parser.should_keep_alive():
+                # A trailer said so, to llhttp; its next answer needs a parser that did not hear it.
+                self._parser = None
             return
         self._interim += 1
-        if self._parser.get_status_code() == 101 or self._interim > MAX_INTERIM:
+        if self._interim > MAX_INTERIM or (self._parser and self._parser.get_status_code() == 101):
             self._fail("The provider answered with an interim response that nobody asked for.")
         self.headers.clear()
+        self._codings.clear()
+        self._sized = False
         self.reason = b""
         self._overhead = 0
 

@@ -72,18 +72,19 @@ class Handler:
         self._runner = runner
         self._metrics = metrics
         self._log = log
+        self._loop = asyncio.get_running_loop()
         self._open: dict[asyncio.Task[Any], tuple[Exchange, Reply]] = {}
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
-        clock = asyncio.get_running_loop().time
+        loop = self._loop
         exchange = Exchange(
             request_id=f"req_{self._rng.getrandbits(96):024x}",
             method=request.method,
             path=request.raw_path.partition("?")[0],
-            started=clock(),
+            started=loop.time(),
             at=time.time(),
         )
-        reply = Reply(request, exchange, self._config)
+        reply = Reply(request, exchange, self._config, loop)
         self._metrics.begin()
         task = cast(asyncio.Task[Any], asyncio.current_task())
         self._open[task] = exchange, reply
@@ -111,8 +112,8 @@ class Handler:
             _stop(reply, exchange, refusal)
         finally:
             del self._open[task]
-            reply.pulse.stop()
-            exchange.ended = clock()
+            reply.stop()
+            exchange.ended = loop.time()
             exchange.tokens = exchange.usage.counts()
             self._metrics.observe(exchange)
             self._log.log(exchange)
@@ -173,7 +174,7 @@ class Handler:
         try:
             await asyncio.wait([task], timeout=early)
             if not task.done():
-                reply.pulse.start(sse.PINGS[original.wire_format], self._config.ping_interval)
+                reply.stream(sse.PINGS[original.wire_format])
                 await relay.commit_early(task, reply, exchange)
             return await task
         except BaseException:
@@ -197,30 +198,30 @@ class Handler:
         has_batch = route.kind is Kind.BATCH and answer.status == 200 and request.method != "HEAD"
         rewritten = has_batch and bool(served.target.provider.keys)
         if stream and not rewritten:
-            reply.pulse.start(sse.PINGS[route.wire_format], self._config.ping_interval)
-        fields = headers.inbound(answer.headers, stream=stream) + _served_by(exchange)
-        if rewritten:
-            if headers.get(fields, b"content-encoding") is not None:
-                raise ProxyError(
-                    502, "The provider compressed a batch answer unasked.", source=Source.UPSTREAM
-                )
-            body = served.held + await answer.body(self._config.max_body_bytes)
-            body = results.localized(body, _own_origin(self._config, request) + route.prefix)
-            length = (b"Content-Length", b"%d" % len(body))
-            reply.begin(answer.status, answer.reason, [*headers.without_length(fields), length], body)
-            # A list of batches can be megabytes, and its reader slow.
-            await reply.drain(last=True)
-            reply.end()
+            reply.stream(sse.PINGS[route.wire_format])
+        sized = not stream and not rewritten and answer.status != 204
+        head = headers.inbound(answer.headers, stream=stream, sized=sized)
+        head.lines += _served_by(exchange)
+        if not rewritten:
+            await relay.copy(answer, served.held, head, reply)
             return
-        await relay.copy(answer, served.held, fields, reply)
+        if headers.get(answer.headers, b"content-encoding") is not None:
+            raise ProxyError(502, "The provider compressed a batch answer unasked.", source=Source.UPSTREAM)
+        body = served.held + await answer.body(self._config.max_body_bytes)
+        body = results.localized(body, _own_origin(self._config, request) + route.prefix)
+        head.set_length(len(body))
+        reply.begin(answer.status, answer.reason, head, body)
+        # A list of batches can be megabytes, and its reader slow.
+        await reply.drain(last=True)
+        reply.end()
 
     def _answer(self, route: Route, reply: Reply) -> None:
         """The proxy's own routes."""
         if route.kind is Kind.METRICS:
             content_type = self._metrics.content_type.encode()
-            reply.whole(200, [(b"Content-Type", content_type)], self._metrics.text())
+            reply.whole(200, headers.Head([(b"Content-Type", content_type)]), self._metrics.text())
         else:
-            reply.whole(200, [_JSON], b'{"status":"ok"}')
+            reply.whole(200, headers.Head([_JSON]), b'{"status":"ok"}')
 
 
 _JSON = (b"Content-Type", b"application/json")
@@ -234,8 +235,9 @@ def _refuse(reply: Reply, exchange: Exchange, error: ProxyError) -> None:
         # What could not be routed may not be framed as we think: CONNECT has no body, whatever it says.
         reply.close()
     body = errors.body(error, exchange.request_id)
-    own = [_JSON, (b"request-id", exchange.request_id.encode()), *error.headers]
-    reply.whole(error.status, own + _served_by(exchange), body)
+    head = headers.Head([_JSON, (b"request-id", exchange.request_id.encode()), *error.headers])
+    head.lines += _served_by(exchange)
+    reply.whole(error.status, head, body)
 
 
 def _stop(reply: Reply, exchange: Exchange, error: ProxyError) -> None:
@@ -251,7 +253,7 @@ def _stop(reply: Reply, exchange: Exchange, error: ProxyError) -> None:
         reply.abort()
 
 
-def _served_by(exchange: Exchange) -> list[tuple[bytes, bytes]]:
+def _served_by(exchange: Exchange) -> tuple[bytes, ...]:
     target = exchange.target
     if target is None:
         return headers.served_by("", exchange.model, "", "", exchange.attempts)

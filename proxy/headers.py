@@ -64,11 +64,14 @@ _VISIBLE = re.compile(r"[!-$&-+\--~]*")
 _NEVER_NEWS = HOP_BY_HOP | {b"close"}
 """What ``Connection`` may name without a field more to strip."""
 
-_MEMO = 4096
+_MEMO = 1024
 """Names whose fate is remembered. Clients choose names, so there is a bound."""
 
+_MEMO_LINES = 256
+"""Other things that are remembered: the last of each, and short ones only."""
 
-_PASSES, _STAYS, _CONNECTION, _CREDENTIAL, _ENCODING = range(5)
+
+_PASSES, _CREDENTIAL, _ENCODING, _LENGTH, _DATE, _STAYS, _CONNECTION, _VIRTUAL_KEY = range(8)
 """What happens to a field because of its name. Plain numbers: they are compared once per field."""
 
 
@@ -78,6 +81,8 @@ def _out(key: bytes) -> int:
     name = key.lower()
     if name == b"connection":
         return _CONNECTION
+    if name == VIRTUAL_KEY:
+        return _VIRTUAL_KEY
     if name in CREDENTIALS:
         return _CREDENTIAL
     if name == b"accept-encoding":
@@ -93,6 +98,10 @@ def _in(key: bytes) -> int:
     name = key.lower()
     if name == b"connection":
         return _CONNECTION
+    if name == b"content-length":
+        return _LENGTH
+    if name == b"date":
+        return _DATE
     if name in HOP_BY_HOP or name in _SERVED_BY or name.startswith(b"x-accel-"):
         return _STAYS
     return _PASSES
@@ -100,8 +109,9 @@ def _in(key: bytes) -> int:
 
 def get(fields: Fields, name: bytes) -> bytes | None:
     """The value of the first field with this lower-case name."""
+    size = len(name)
     for key, value in fields:
-        if key.lower() == name:
+        if len(key) == size and key.lower() == name:
             return value
     return None
 
@@ -112,7 +122,9 @@ def is_plain_stream(fields: Fields) -> bool:
     if content_type.partition(b";")[0].strip().lower() != b"text/event-stream":
         return False
     return all(
-        value.strip().lower() == b"identity" for key, value in fields if key.lower() == b"content-encoding"
+        value.strip().lower() == b"identity"
+        for key, value in fields
+        if len(key) == 16 and key.lower() == b"content-encoding"
     )
 
 
@@ -131,21 +143,31 @@ def credential(wire_format: str, key: str) -> tuple[bytes, bytes]:
 class Outgoing:
     """A request's fields, sorted once; each attempt writes its head from them."""
 
-    __slots__ = ("_fates", "_fields", "_named")
+    __slots__ = ("_fates", "_lines", "virtual_key")
 
     def __init__(self, fields: Fields) -> None:
-        self._fields = fields
-        self._fates = [_out(key) for key, _ in fields]
-        self._named = _nominated(fields, self._fates)
-
-    def virtual_key(self) -> bytes | None:
+        self.virtual_key: bytes | None = None
         """The virtual key that the request carries, wherever clients put one."""
-        for (key, value), fate in zip(self._fields, self._fates, strict=True):
-            if fate == _CREDENTIAL and VIRTUAL_KEY_PREFIX in value:
-                return value
-            if fate == _STAYS and key.lower() == VIRTUAL_KEY:
-                return value
-        return None
+        lines: list[bytes] = []
+        fates: list[int] = []
+        named: frozenset[bytes] = frozenset()
+        for name, value in fields:
+            fate = _out(name)
+            if fate < _STAYS:
+                lines.append(name + b": " + value)
+                fates.append(fate)
+                if fate == _CREDENTIAL and VIRTUAL_KEY_PREFIX in value:
+                    self.virtual_key = value
+            elif fate == _CONNECTION:
+                named |= _hop_by_hop(value)
+            elif fate == _VIRTUAL_KEY:
+                self.virtual_key = value
+        if named:
+            kept = [place for place, line in enumerate(lines) if _name_of(line) not in named]
+            lines = [lines[place] for place in kept]
+            fates = [fates[place] for place in kept]
+        self._lines = lines
+        self._fates = fates
 
     def head(
         self,
@@ -168,11 +190,8 @@ class Outgoing:
             going.add(_CREDENTIAL)
         if not identity:
             going.add(_ENCODING)
-        kept = [field for field, fate in zip(self._fields, self._fates, strict=True) if fate in going]
-        if self._named:
-            kept = [field for field in kept if field[0].lower() not in self._named]
         out = [b"Host: " + host]
-        out += [key + b": " + value for key, value in kept]
+        out += [line for line, fate in zip(self._lines, self._fates, strict=True) if fate in going]
         if identity:
             out.append(b"Accept-Encoding: identity")
         if own is not None:
@@ -185,39 +204,68 @@ class Outgoing:
         return b"\r\n".join(out)
 
 
-def inbound(fields: Fields, *, stream: bool) -> list[tuple[bytes, bytes]]:
-    """The fields of an upstream answer that go downstream; for a `stream` nginx is told not to buffer."""
-    fates = [_in(key) for key, _ in fields]
-    named = _nominated(fields, fates)
-    kept = [field for field, fate in zip(fields, fates, strict=True) if fate == _PASSES]
+class Head:
+    """The field lines of a reply, and what was found out about them on the way."""
+
+    __slots__ = ("has_date", "has_length", "lines")
+
+    def __init__(self, fields: Fields = ()) -> None:
+        """`fields` are our own, neither length nor date; those of an answer come through `inbound`."""
+        self.lines = [name + b": " + value for name, value in fields]
+        self.has_length = False
+        self.has_date = False
+
+    def set_length(self, length: int) -> None:
+        """Say the length of a body of ours, in bytes."""
+        self.lines.append(b"Content-Length: %d" % length)
+        self.has_length = True
+
+
+def inbound(fields: Fields, *, stream: bool, sized: bool = True) -> Head:
+    """The fields of an upstream answer that go downstream; for a `stream` nginx is told not to buffer.
+
+    Without upstream's length where it is not `sized`: pings are no part of it, and 204 has none.
+    """
+    head = Head()
+    lines = head.lines
+    named: frozenset[bytes] = frozenset()
+    for name, value in fields:
+        fate = _in(name)
+        if fate == _CONNECTION:
+            named |= _hop_by_hop(value)
+        elif fate == _LENGTH:
+            if sized:
+                head.has_length = True
+                lines.append(name + b": " + value)
+        elif fate != _STAYS:
+            head.has_date = head.has_date or fate == _DATE
+            lines.append(name + b": " + value)
     if named:
-        kept = [(key, value) for key, value in kept if key.lower() not in named]
+        head.lines = lines = [line for line in lines if _name_of(line) not in named]
+        head.has_length = head.has_length and b"content-length" not in named
+        head.has_date = head.has_date and b"date" not in named
     if stream:
-        # Pings are no part of upstream's length; the stream is chunked anew.
-        kept = without_length(kept)
-        kept.append((b"X-Accel-Buffering", b"no"))
-    return kept
-
-
-def without_length(fields: Fields) -> list[tuple[bytes, bytes]]:
-    """`fields` less the length of a body that was changed."""
-    return [(name, value) for name, value in fields if name.lower() != b"content-length"]
+        lines.append(b"X-Accel-Buffering: no")
+    return head
 
 
 def served_by(
     provider: str, original: str, resolved: str, index: str, attempts: Sequence[tuple[str, str]]
-) -> list[tuple[bytes, bytes]]:
-    """The fields that say who answered, under Bifrost's names; empty values are left out."""
-    tried = b",".join(_printable(name) + b":" + outcome.encode() for name, outcome in attempts)
-    values = (_printable(provider), _printable(resolved), _printable(original), index.encode(), tried)
-    return [(name, value) for name, value in zip(_SERVED_BY, values, strict=True) if value]
+) -> tuple[bytes, ...]:
+    """The field lines that say who answered, under Bifrost's names; empty values are left out."""
+    tried = tuple((name[:MAX_NAME], outcome) for name, outcome in attempts)
+    return _served_by(provider, original[:MAX_NAME], resolved[:MAX_NAME], index, tried)
 
 
-def _printable(value: str) -> bytes:
-    return _escaped(value[:MAX_NAME])
+@functools.lru_cache(_MEMO_LINES)
+def _served_by(
+    provider: str, original: str, resolved: str, index: str, attempts: tuple[tuple[str, str], ...]
+) -> tuple[bytes, ...]:
+    tried = b",".join(_escaped(name) + b":" + outcome.encode() for name, outcome in attempts)
+    values = (_escaped(provider), _escaped(resolved), _escaped(original), index.encode(), tried)
+    return tuple(name + b": " + value for name, value in zip(_SERVED_BY, values, strict=True) if value)
 
 
-@functools.lru_cache(_MEMO)
 def _escaped(value: str) -> bytes:
     """Client text as a field value: what is not visible ASCII, or separates attempts, as ``%XX``."""
     if _VISIBLE.fullmatch(value):
@@ -226,11 +274,15 @@ def _escaped(value: str) -> bytes:
     return b"".join(bytes((byte,)) if _VISIBLE.fullmatch(chr(byte)) else b"%%%02X" % byte for byte in raw)
 
 
-def _nominated(fields: Fields, fates: Sequence[int]) -> set[bytes]:
-    """Lower-case names that ``Connection`` fields declare hop-by-hop, beyond those that always are."""
-    names: set[bytes] = set()
-    if _CONNECTION in fates:
-        for (_, value), fate in zip(fields, fates, strict=True):
-            if fate == _CONNECTION:
-                names.update(name.strip().lower() for name in value.split(b","))
-    return names - _NEVER_NEWS
+def _hop_by_hop(value: bytes) -> frozenset[bytes]:
+    """Lower-case names that a ``Connection`` field declares hop-by-hop, beyond those that always are."""
+    return _nominated(value) if len(value) <= MAX_NAME else _nominated.__wrapped__(value)
+
+
+@functools.lru_cache(_MEMO_LINES)
+def _nominated(value: bytes) -> frozenset[bytes]:
+    return frozenset(name.strip().lower() for name in value.split(b",")) - _NEVER_NEWS
+
+
+def _name_of(line: bytes) -> bytes:
+    return line.partition(b":")[0].lower()

@@ -19,13 +19,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from typing import NamedTuple
 
 from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from . import coding, headers
-from .body import Scan, steps
+from .body import Scan, scan, steps
 from .config import Config
 from .errors import ProxyError, Source
 from .exchange import Exchange, Phase
@@ -35,23 +34,39 @@ LARGE_BYTES = 262144
 """A body above this size is scanned in steps, with a turn for other streams between them."""
 
 
-class Original(NamedTuple):
+class Original:
     """The request as it came. At most one of `body` and `upload` is set."""
 
-    method: str
-    wire_format: str
-    path: bytes
-    outgoing: headers.Outgoing
-    identity: bool
-    """Whether the answer must come uncompressed."""
-    length: int | None
-    """The declared length of the body, in bytes."""
-    body: bytes | None = None
-    scan: Scan | None = None
-    """What was found in `body`; see `plain`."""
-    plain: bool = True
-    """Whether `body` can be rewritten: it has no content coding."""
-    upload: AsyncGenerator[bytes, None] | None = None
+    __slots__ = (
+        "body",
+        "identity",
+        "length",
+        "method",
+        "outgoing",
+        "path",
+        "plain",
+        "scan",
+        "upload",
+        "wire_format",
+    )
+
+    def __init__(self, request: web.BaseRequest, route: Route, outgoing: headers.Outgoing) -> None:
+        fields = request.headers
+        declared = fields.get(hdrs.CONTENT_LENGTH)
+        self.method = request.method
+        self.wire_format = route.wire_format
+        self.path = route.path
+        self.outgoing = outgoing
+        self.identity = route.kind is Kind.BATCH or "text/event-stream" in fields.get(hdrs.ACCEPT, "")
+        """Whether the answer must come uncompressed."""
+        self.length = int(declared) if declared is not None else None
+        """The declared length of the body, in bytes."""
+        self.body: bytes | None = None
+        self.scan: Scan | None = None
+        """What was found in `body`; see `plain`."""
+        self.plain = True
+        """Whether `body` can be rewritten: it has no content coding."""
+        self.upload: AsyncGenerator[bytes, None] | None = None
 
 
 def check(request: web.BaseRequest) -> None:
@@ -73,24 +88,21 @@ async def read(
 
     Raises `ProxyError`: 400 for a body that breaks the rules, 408, 413, 415.
     """
-    fields = request.headers
-    declared = fields.get(hdrs.CONTENT_LENGTH)
-    original = Original(
-        method=request.method,
-        wire_format=route.wire_format,
-        path=route.path,
-        outgoing=outgoing,
-        identity=route.kind is Kind.BATCH or "text/event-stream" in fields.get(hdrs.ACCEPT, ""),
-        length=int(declared) if declared is not None else None,
-    )
+    original = Original(request, route, outgoing)
     if route.kind is Kind.MODEL:
-        body = await _held(request, exchange, config, original.length or 0)
+        original.body = body = await _held(request, exchange, config, original.length or 0)
         exchange.phase = Phase.PLAN
-        scan, plain = await _scanned(body, ", ".join(fields.getall(hdrs.CONTENT_ENCODING, ())), config)
-        exchange.model, exchange.stream = scan.model, scan.stream
-        return original._replace(body=body, scan=scan, plain=plain, identity=original.identity or scan.stream)
-    if request.body_exists:
-        return original._replace(upload=_upload(request, exchange, config))
+        coding = request.headers.get(hdrs.CONTENT_ENCODING)
+        if coding is None and len(body) <= LARGE_BYTES:
+            scanned = scan(body)
+        else:
+            codings = ", ".join(request.headers.getall(hdrs.CONTENT_ENCODING, ()))
+            scanned, original.plain = await _scanned(body, codings, config)
+        original.scan = scanned
+        exchange.model, exchange.stream = scanned.model, scanned.stream
+        original.identity = original.identity or scanned.stream
+    elif request.body_exists:
+        original.upload = _upload(request, exchange, config)
     return original
 
 
@@ -99,6 +111,14 @@ async def _held(request: web.BaseRequest, exchange: Exchange, config: Config, de
     if declared > limit:
         raise _too_large(limit)
     await _continue(request)
+    content = request.content
+    if content.is_eof() and content.exception() is None:
+        # It came with its head: no wait, no timer.
+        body = content.read_nowait()
+        exchange.bytes_in = len(body)
+        if len(body) > limit:
+            raise _too_large(limit)
+        return body
     parts = []
     while part := await _part(request, exchange, config):
         if exchange.bytes_in > limit:

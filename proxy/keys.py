@@ -23,7 +23,7 @@ from .headers import Outgoing
 
 def authenticate(config: Config, outgoing: Outgoing) -> None:
     """Refuse a request whose virtual key is unknown, or that lacks one where the config asks for it."""
-    if outgoing.virtual_key() is not None:
+    if outgoing.virtual_key is not None:
         raise ProxyError(401, "This virtual key is not known here.", source=Source.DOWNSTREAM)
     if config.require_virtual_key:
         raise ProxyError(401, "A virtual key is required, in x-bf-vk or x-api-key.", source=Source.DOWNSTREAM)

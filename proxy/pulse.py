@@ -31,53 +31,47 @@ class Sink(Protocol):
 
 
 class Pulse:
-    """The pulse of one reply; at rest until `start`."""
+    """The pulse of one stream, kept alive with `ping`, if there is one and `interval` (seconds) is not 0."""
 
-    def __init__(self, reply: Sink, exchange: Exchange) -> None:
-        self._reply = reply
+    def __init__(
+        self, reply: Sink, exchange: Exchange, ping: bytes, interval: float, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._reply: Sink | None = reply
         self._exchange = exchange
-        self._loop = asyncio.get_running_loop()
-        self._ping = b""
-        self._interval = 0.0
-        self._stream = False
+        self._ping = ping
+        self._interval = interval
+        self._loop = loop
         self._boundary = sse.Boundary()
-        self._last = 0.0
+        self._last = loop.time()
         self._timer: asyncio.TimerHandle | None = None
-
-    def start(self, ping: bytes, interval: float) -> None:
-        """From now on this is a stream of events, kept alive with `ping` if `interval` is not 0."""
-        self._stream = True
-        self._last = self._loop.time()
         if ping and interval:
-            self._ping = ping
-            self._interval = interval
-            self._timer = self._loop.call_at(self._last + interval, self._tick)
+            self._timer = loop.call_at(self._last + interval, self._tick)
 
     def stop(self) -> None:
         """No ping any more."""
+        self._reply = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def passed(self, chunk: bytes) -> None:
-        """Take note of bytes of the answer that go downstream now."""
-        self._last = self._loop.time()
-        exchange = self._exchange
-        if not exchange.first_at:
-            exchange.first_at = self._last
+    def passed(self, chunk: bytes, now: float) -> None:
+        """Take note of bytes of the answer that go downstream now, a time of the loop's clock."""
+        self._last = now
         self._boundary.feed(chunk)
-        exchange.usage.feed(chunk)
 
     @property
     def between(self) -> bool:
         """Whether an event of ours may be written here."""
-        return self._stream and self._boundary.between and not self._boundary.finished
+        return self._boundary.between and not self._boundary.finished
 
     def _tick(self) -> None:
+        reply = self._reply
+        if reply is None:
+            return
         now = self._loop.time()
         if now >= self._last + self._interval:
             self._last = now
-            if self.between and not self._reply.waiting:
+            if self.between and not reply.waiting:
                 self._exchange.pings += 1
-                self._reply.push(self._ping)
+                reply.push(self._ping)
         self._timer = self._loop.call_at(self._last + self._interval, self._tick)

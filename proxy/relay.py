@@ -36,21 +36,21 @@ _EARLY_HEAD = (
 )
 
 
-async def copy(answer: Answer, held: bytes, fields: headers.Fields, reply: Reply) -> None:
-    """Relay an answer: its head with `fields`, the bytes `held` back so far, then the rest.
+async def copy(answer: Answer, held: bytes, head: headers.Head, reply: Reply) -> None:
+    """Relay an answer: its head as `head`, the bytes `held` back so far, then the rest.
 
     Raises `ProxyError` when upstream fails; the reply is committed then.
     """
-    first = held + answer.ready()
+    first = held + answer.ready() if held else answer.ready()
     if first:
-        reply.pulse.passed(first)
-    reply.begin(answer.status, answer.reason, fields, first)
+        reply.note(first)
+    reply.begin(answer.status, answer.reason, head, first)
     await _rest(answer, reply)
 
 
 async def commit_early(outcome: asyncio.Future[Served], reply: Reply, exchange: Exchange) -> None:
     """Begin a stream of ours, and keep it alive until `outcome` is there."""
-    reply.begin(200, b"", (*_EARLY_HEAD, (b"request-id", exchange.request_id.encode())))
+    reply.begin(200, b"", headers.Head((*_EARLY_HEAD, (b"request-id", exchange.request_id.encode()))))
     await asyncio.wait([outcome])
 
 
@@ -58,8 +58,7 @@ async def copy_early(answer: Answer, held: bytes, reply: Reply, exchange: Exchan
     """Relay an answer into a stream that has begun; one that is no stream becomes an ``error`` event."""
     if answer.status == 200 and headers.is_plain_stream(answer.headers):
         if held:
-            reply.pulse.passed(held)
-            reply.push(held)
+            reply.pass_on(held)
         await _rest(answer, reply)
         return
     error = ProxyError(
@@ -80,7 +79,7 @@ async def cut(reply: Reply, exchange: Exchange, error: ProxyError) -> None:
         return
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(CUT_SECONDS):
-            if reply.pulse.between:
+            if reply.between_events:
                 reply.push(sse.our_error(error, exchange.request_id))
             await reply.flush()
     reply.abort()
@@ -88,17 +87,13 @@ async def cut(reply: Reply, exchange: Exchange, error: ProxyError) -> None:
 
 def break_off(reply: Reply, exchange: Exchange, error: ProxyError) -> None:
     """As `cut`, without waiting for a slow reader."""
-    if reply.pulse.between:
+    if reply.between_events:
         reply.push(sse.our_error(error, exchange.request_id))
     reply.abort()
 
 
 async def _rest(answer: Answer, reply: Reply) -> None:
-    def pass_on(chunk: bytes) -> bool:
-        reply.pulse.passed(chunk)
-        return reply.push(chunk)
-
-    while not await answer.pour(pass_on):
+    while not await answer.pour(reply.pass_on):
         await reply.drain()
     if reply.waiting:
         await reply.drain(last=True)

@@ -47,19 +47,22 @@ class Reply:
     `web.StreamResponse`, whose header map and checks would be made per request and never used.
     """
 
-    def __init__(self, request: web.BaseRequest, exchange: Exchange, config: Config) -> None:
+    def __init__(
+        self, request: web.BaseRequest, exchange: Exchange, config: Config, loop: asyncio.AbstractEventLoop
+    ) -> None:
         # None when the client left before its request was looked at.
         self._transport = request.transport
+        self._protocol = request.protocol
         self._request = request
         self._exchange = exchange
-        self._max_waiting = config.max_buffer_bytes // 4
-        self._send_timeout = config.send_timeout
+        self._config = config
+        self._loop = loop
         self._framed = False
         self._bodyless = False
         self._aborted = False
+        self._pulse: Pulse | None = None
         # aiohttp drops the bytes behind an upgrade it does not know, and reads on in the middle of them.
         self.keep_alive = request.keep_alive and hdrs.UPGRADE not in request.headers
-        self.pulse = Pulse(self, exchange)
 
     # What aiohttp asks of a finished reply.
 
@@ -72,29 +75,20 @@ class Reply:
 
     # What the path asks.
 
-    def begin(self, status: int, reason: bytes, fields: headers.Fields, body: bytes = b"") -> None:
+    def begin(self, status: int, reason: bytes, head: headers.Head, body: bytes = b"") -> None:
         """Write the head, and the first bytes of the body if they are there. The commit point."""
-        request, exchange = self._request, self._exchange
-        out = [b"HTTP/1.1 %d %b" % (status, reason if _REASON.fullmatch(reason) else _phrase(status))]
-        has_length = has_date = False
-        for name, value in fields:
-            if len(name) == 14 and name.lower() == b"content-length":
-                if status == 204:
-                    continue
-                has_length = True
-            elif len(name) == 4 and name.lower() == b"date":
-                has_date = True
-            out.append(name + b": " + value)
+        request, exchange, transport = self._request, self._exchange, self._transport
+        out = [_status_line(status, reason), *head.lines]
         self._bodyless = request.method == "HEAD" or status in _NO_BODY
-        if not has_length and not self._bodyless:
+        if not head.has_length and not self._bodyless:
             if request.version >= (1, 1):
                 self._framed = True
                 out.append(b"Transfer-Encoding: chunked")
             else:
                 self.keep_alive = False
-        if not has_date:
+        if not head.has_date:
             # RFC 9110 section 6.6.1: who forwards an answer without a date adds one.
-            out.append(b"Date: " + _date(int(exchange.at)))
+            out.append(_date(int(exchange.at)))
         if not request.content.is_eof():
             # The rest of the request may never come; its bytes must not be read as another request.
             self.keep_alive = False
@@ -102,13 +96,30 @@ class Reply:
             out.append(b"Connection: close")
         elif request.version < (1, 1):
             out.append(b"Connection: keep-alive")
-        if self._transport is None or self._transport.is_closing():
+        if transport is None or transport.is_closing():
             raise ConnectionResetError
         exchange.status = status
         exchange.committed = True
         exchange.phase = Phase.DATA
-        self._transport.set_write_buffer_limits(self._max_waiting)
-        self._write(b"\r\n".join(out) + b"\r\n\r\n" + self._frame(body))
+        out.append(b"\r\n" + self._frame(body))
+        self._write(b"\r\n".join(out))
+
+    def stream(self, ping: bytes) -> None:
+        """What follows is a stream of events, kept alive with `ping`."""
+        self._pulse = Pulse(self, self._exchange, ping, self._config.ping_interval, self._loop)
+
+    def note(self, data: bytes) -> None:
+        """Take note of bytes of upstream's answer that go downstream now."""
+        now = self._loop.time()
+        self._exchange.first_at = self._exchange.first_at or now
+        self._exchange.usage.feed(data)
+        if self._pulse is not None:
+            self._pulse.passed(data, now)
+
+    def pass_on(self, data: bytes) -> bool:
+        """`push` for bytes of upstream's answer."""
+        self.note(data)
+        return self.push(data)
 
     def push(self, data: bytes) -> bool:
         """Write bytes of the body; False when the reader is slow, and `drain` must come first.
@@ -116,7 +127,12 @@ class Reply:
         Never raises: when the client has left, its cancellation is on the way.
         """
         self._write(self._frame(data))
-        return self.waiting <= self._max_waiting
+        return not self._protocol.writing_paused
+
+    @property
+    def between_events(self) -> bool:
+        """Whether an event of ours may be written here."""
+        return self._pulse is not None and self._pulse.between
 
     @property
     def waiting(self) -> int:
@@ -126,7 +142,7 @@ class Reply:
     async def drain(self, *, last: bool = False) -> None:
         """Wait until a slow reader has taken most of what was written; `ProxyError` 408 if it does not."""
         try:
-            async with asyncio.timeout(self._send_timeout):
+            async with asyncio.timeout(self._config.send_timeout):
                 await (self.flush() if last else self._request.writer.drain())
         except TimeoutError:
             raise ProxyError(
@@ -139,9 +155,10 @@ class Reply:
             self._write(b"0\r\n\r\n")
         self._exchange.finish_whole()
 
-    def whole(self, status: int, fields: headers.Fields, body: bytes) -> None:
+    def whole(self, status: int, head: headers.Head, body: bytes) -> None:
         """Write a reply whose body is at hand."""
-        self.begin(status, b"", [*fields, (b"Content-Length", b"%d" % len(body))], body)
+        head.set_length(len(body))
+        self.begin(status, b"", head, body)
         self.end()
 
     def close(self) -> None:
@@ -150,9 +167,20 @@ class Reply:
 
     async def flush(self) -> None:
         """Wait until the kernel has taken what was written."""
-        if self._transport is not None:
-            self._transport.set_write_buffer_limits(0)
+        transport = self._transport
+        if transport is None:
+            return
+        transport.set_write_buffer_limits(0)
+        try:
             await self._request.writer.drain()
+        finally:
+            transport.set_write_buffer_limits(self._config.max_buffer_bytes // 4)
+
+    def stop(self) -> None:
+        """The request is over: no ping any more."""
+        pulse, self._pulse = self._pulse, None
+        if pulse is not None:
+            pulse.stop()
 
     def abort(self) -> None:
         """Reset the connection, so that what was sent cannot look complete."""
@@ -178,10 +206,14 @@ class Reply:
 
 @functools.lru_cache(2)
 def _date(second: int) -> bytes:
-    return formatdate(second, usegmt=True).encode()
+    return b"Date: " + formatdate(second, usegmt=True).encode()
 
 
 @functools.lru_cache(64)
+def _status_line(status: int, reason: bytes) -> bytes:
+    return b"HTTP/1.1 %d %b" % (status, reason if _REASON.fullmatch(reason) else _phrase(status))
+
+
 def _phrase(status: int) -> bytes:
     try:
         return http.HTTPStatus(status).phrase.encode()

@@ -22,7 +22,7 @@ import socket
 import time
 from collections.abc import Sequence
 from importlib import metadata
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import http_parser, web
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
@@ -116,6 +116,8 @@ class Downstream(web.Server):
     def __init__(self, handler: Handler, metrics: Metrics, log: AccessLog, config: Config) -> None:
         super().__init__(handler)
         self.handler_cancellation = True
+        self.loop = asyncio.get_running_loop()
+        self.max_waiting = config.max_buffer_bytes // 4
         self.metrics = metrics
         self.log = log
         # aiohttp takes None for no access log of its own, which its annotation does not say.
@@ -137,12 +139,13 @@ class Door(web.RequestHandler):
     __slots__ = ("_door",)
 
     def __init__(self, downstream: Downstream) -> None:
-        super().__init__(downstream, loop=asyncio.get_running_loop(), **downstream.settings)
+        super().__init__(downstream, loop=downstream.loop, **downstream.settings)
         self._door = downstream
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # asyncio reads into a new buffer of 256 KiB each time, which malloc maps and unmaps; 64 KiB it keeps.
         transport.max_size = RECEIVE_BYTES  # type: ignore[attr-defined]
+        cast(asyncio.Transport, transport).set_write_buffer_limits(self._door.max_waiting)
         super().connection_made(transport)
 
     def handle_error(

@@ -55,7 +55,7 @@ class Upstream:
         connection = None if request.fresh else self._take(request.origin)
         if connection is None:
             connection = await self._connect(request)
-        answer = Answer(connection, request)
+        answer = Answer(connection, request, self._loop)
         try:
             await answer.start()
         except BaseException:
@@ -133,7 +133,7 @@ class Upstream:
                 connected = await start_connection(resolved, happy_eyeballs_delay=0.25, interleave=1)
                 try:
                     _, connection = await self._loop.create_connection(
-                        lambda: Connection(self, origin),
+                        lambda: Connection(self, origin, self._loop),
                         sock=connected,
                         ssl=self._context() if origin.secure else None,
                         server_hostname=origin.host if origin.secure else None,

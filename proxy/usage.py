@@ -40,14 +40,15 @@ class Usage:
         seen = self._seen
         if seen and len(seen[-1]) < _WINDOW:
             seen[-1] += chunk[: _WINDOW - len(seen[-1])]
-        data = self._carry + chunk
+        data = self._carry + chunk if self._carry else chunk
         at = data.find(_MARK)
         while at >= 0:
             # The first names the input, the last is final; those between are replaced.
             del seen[1:]
             seen.append(data[at : at + _WINDOW])
             at = data.find(_MARK, at + len(_MARK))
-        self._carry = data[1 - len(_MARK) :]
+        # No mark goes over the end of a line, where most chunks of a stream end.
+        self._carry = b"" if data.endswith(b"\n") else data[1 - len(_MARK) :]
 
     def counts(self) -> dict[str, int]:
         """Tokens by Anthropic's field names, later ones over earlier; empty when none were seen."""

@@ -11,10 +11,10 @@ class Taken(Framing):
     """Keeps the body."""
 
     def __init__(self, method: str = "POST") -> None:
-        super().__init__(method)
+        super().__init__(self._keep, method)
         self.body = b""
 
-    def take(self, data: bytes) -> None:
+    def _keep(self, data: bytes) -> None:
         self.body += data
 
 

@@ -1,0 +1,52 @@
+"""A request leaves nothing behind that only the garbage collector could free.
+
+The collector runs seldom on purpose (`proxy.__main__`), so a cycle per request would be a slow leak.
+"""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+from rawclient import asked, post
+from running import StartProxy, StartUpstream
+from scripted import MESSAGE, MESSAGE_EVENTS, Step, answer, refusal, streamed
+
+MESSAGES = "/anthropic/v1/messages"
+ROUNDS = 20
+
+KINDS: dict[str, tuple[list[bytes | Step], bool, int]] = {
+    "json": ([answer(body=MESSAGE)], False, 200),
+    "a stream": ([streamed(MESSAGE_EVENTS)], True, 200),
+    "a retry": ([refusal(529), answer(body=MESSAGE)], False, 200),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_request_leaves_no_cycle(upstream: StartUpstream, proxy: StartProxy, kind: str) -> None:
+    """After the first requests on a connection, nothing of the proxy's own is left to collect."""
+    steps, stream, status = KINDS[kind]
+    up = await upstream(*steps * (ROUNDS + 3))
+    p = await proxy(up, network={"retry_backoff_initial": 0.001, "retry_backoff_max": 0.001})
+    client = await p.connect()
+
+    async def ask() -> None:
+        await client.send(post(MESSAGES, asked(stream=stream)))
+        assert (await client.response()).status == status
+        await p.line()
+
+    for _ in range(3):
+        await ask()
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        for _ in range(ROUNDS):
+            await ask()
+        gc.collect()
+        left = [type(thing).__name__ for thing in gc.garbage if type(thing).__module__.startswith("proxy.")]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert len(left) < ROUNDS, left
