@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable
-from typing import NamedTuple
+import time
+from collections.abc import AsyncGenerator
+from typing import NamedTuple, Protocol
 
 from .config import NetworkConfig
 from .connection import Connection, Origin
@@ -46,6 +47,16 @@ class Request(NamedTuple):
     """Take no pooled connection: what is sent once cannot be sent again."""
 
 
+class Sink(Protocol):
+    """Where a body is poured: a reply."""
+
+    @property
+    def slow(self) -> bool: ...
+
+    def pass_on(self, data: bytes) -> None:
+        """Must not raise."""
+
+
 class Answer:
     """An upstream answer: its head, then its body."""
 
@@ -61,10 +72,11 @@ class Answer:
         self._reused = connection.reused
         self._request = request
         self._loop = loop
+        self._clock = time.monotonic  # What `loop.time` calls; this is done for every event.
         self._chunks: list[bytes] = []
         self._waiting_bytes = 0
         self._paused = False
-        self._sink: Callable[[bytes], bool] | None = None
+        self._sink: Sink | None = None
         self._sending: asyncio.Task[None] | None = None
         self._error: ProxyError | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -94,27 +106,36 @@ class Answer:
             self._error.event = self._error.event or "protocol"
             raise self._error
 
-    async def pour(self, sink: Callable[[bytes], bool]) -> bool:
+    async def pour(self, sink: Sink) -> bool:
         """Hand the body to `sink` as it arrives, without a turn of the loop in between.
 
-        Returns True at the end, and False when `sink` did: reading stands still then until the next call.
-        `sink` must not raise. Raises `ProxyError` as `read` does.
+        Returns True at the end, and False when `sink` is slow: reading stands still then until the next
+        call. Raises `ProxyError` as `read` does.
         """
         if self._paused and not self._chunks:
             self._resume()
+        if self._chunks:
+            sink.pass_on(self.ready())
         while True:
-            if self._chunks and not sink(self.ready()):
-                return False
             if self._error is not None:
                 raise self._error
             if self.ended:
                 return True
-            self._sink = sink
-            self._waiter = self._loop.create_future()
-            await self._waiter
-            if self._sink is None:
+            connection = self._connection
+            if connection is None:
+                raise AssertionError("an answer that goes on has a connection")
+            if sink.slow:
+                self._pause()
                 return False
-            self._sink = None
+            self._sink = sink
+            connection.take = sink.pass_on
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._sink = None
+                if self._connection is not None:
+                    self._connection.take = self.take
 
     async def read(self, patience: float | None = None) -> bytes | None:
         """The next bytes of the body, ``b""`` after the last, or None after `patience` seconds of silence.
@@ -171,20 +192,23 @@ class Answer:
         connection = self._connection
         if connection is None or self._error is not None:
             return
-        if connection.has_head:
-            now = self._loop.time()
-            if not self.status:
-                self.status, self.reason = connection.status, connection.reason
-                self.headers = connection.headers
-                self.head_at = now
-                self._wake()
-            if connection.ended:
-                self._detach(connection)
-                self._wake()
-                return
-            connection.await_until(now + self._request.network.idle_timeout)
-        if connection.fault:
+        if not self.status and connection.has_head:
+            self.status, self.reason = connection.status, connection.reason
+            self.headers = connection.headers
+            self.head_at = self._clock()
+            connection.await_until(self.head_at + self._request.network.idle_timeout)
+            self._wake()
+        if connection.ended:
+            self._detach(connection)
+            self._wake()
+        elif connection.fault:
             self._set_error(_error(502, connection.fault, "" if self.status else "protocol"))
+        elif self.status:
+            connection.due = self._clock() + self._request.network.idle_timeout
+            if self._sink is not None and self._sink.slow:
+                # Stand still until the reader downstream has caught up.
+                self._pause()
+                self._wake()
 
     def eof(self) -> None:
         if self._error is not None or self._connection is None:
@@ -210,13 +234,6 @@ class Answer:
         self._set_error(_error(504, message, "timeout"))
 
     def take(self, data: bytes) -> None:
-        if self._sink is not None:
-            if not self._sink(data):
-                # The reader downstream is slow: stand still until it has caught up.
-                self._sink = None
-                self._pause()
-                self._wake()
-            return
         self._chunks.append(data)
         self._waiting_bytes += len(data) + CHUNK_COST
         if self._waiting_bytes > self._request.buffer_bytes:

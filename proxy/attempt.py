@@ -78,6 +78,8 @@ class Runner:
         self._config = config
         self._upstream = upstream
         self._rng = rng
+        self._events = SAME_TARGET | REFUSED_KEY | frozenset(config.fallback_on)
+        self._looks = "stream_error" in config.fallback_on
         self._origins = {
             (provider.name, wire_format): Origin.parse(url)
             for provider in config.providers.values()
@@ -121,7 +123,7 @@ class Runner:
                 if answered is not None and outcome.answer is not None:
                     answered.drop()
                     answered = None
-                if exchange.committed or not _replayable(original, outcome):
+                if not outcome.event or exchange.committed or not _replayable(original, outcome):
                     break
                 seconds = tries.wait_after(outcome)
                 if seconds is None:
@@ -153,14 +155,9 @@ class Runner:
             return Outcome(target, error.event, error=error)
         exchange.head_at = answer.head_at
         status = str(answer.status)
-        outcome = Outcome(target, status if self._is_event(status) else "", answer)
+        outcome = Outcome(target, status if status in self._events else "", answer)
         try:
-            if (
-                answer.status == 200
-                and not last
-                and not exchange.committed
-                and "stream_error" in self._config.fallback_on
-            ):
+            if not last and answer.status == 200 and self._looks and not exchange.committed:
                 await self._look(outcome)
         except BaseException:
             answer.abort()
@@ -217,9 +214,6 @@ class Runner:
             buffer_bytes=self._config.max_buffer_bytes // 4,
             fresh=fresh or original.upload is not None,
         )
-
-    def _is_event(self, status: str) -> bool:
-        return status in SAME_TARGET or status in REFUSED_KEY or status in self._config.fallback_on
 
 
 class _Tries:

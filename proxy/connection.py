@@ -83,7 +83,8 @@ class Connection(Framing, asyncio.BufferedProtocol):
         self.idle_since = 0.0
         self.reused = False
         self._loop = loop
-        self._due = 0.0
+        self.due = 0.0
+        """When the answer's patience ends; may only be moved on, but by `await_until`."""
         self._rings_at = math.inf
         self._timer: asyncio.TimerHandle | None = None
         self._writable: asyncio.Future[None] | None = None
@@ -101,7 +102,7 @@ class Connection(Framing, asyncio.BufferedProtocol):
 
     def await_until(self, due: float) -> None:
         """Tell the answer when `due` has passed, a time of the loop's clock, unless it is moved before."""
-        self._due = due
+        self.due = due
         if due < self._rings_at:
             self._stop_timer()
             self._rings_at = due
@@ -156,8 +157,8 @@ class Connection(Framing, asyncio.BufferedProtocol):
         self._stop_timer()
         if self.answer is None:
             return
-        if self._loop.time() < self._due:
-            self.await_until(self._due)
+        if self._loop.time() < self.due:
+            self.await_until(self.due)
         else:
             self.answer.silent()
 

@@ -24,7 +24,6 @@ Not here: how it is printed (`accesslog`) or counted (`metrics`).
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 
 from .errors import ProxyError, Source
@@ -43,45 +42,46 @@ class Phase(enum.Enum):
     DATA = "D"
 
 
-@dataclasses.dataclass(slots=True)
 class Exchange:
     """All that is known of one request. Times are in seconds of the loop's clock."""
 
-    request_id: str
-    method: str
-    path: str
-    """Without the query, which may hold a key."""
-    started: float
-    at: float
-    """Wall-clock time of the start, seconds since the epoch."""
     route: Route | None = None
-    phase: Phase = Phase.READ
-    ending: str = ""
-    error: str = ""
+    phase = Phase.READ
+    ending = ""
+    error = ""
     """Our own message, when an answer or an abort was ours."""
-    status: int = 0
+    status = 0
     """What went downstream; 0 when no head did."""
-    model: str = ""
+    model = ""
     """As the client named it."""
-    stream: bool = False
+    stream = False
     target: Target | None = None
     """Who serves, or tried last."""
-    attempts: list[tuple[str, str]] = dataclasses.field(default_factory=list)
-    """Target and outcome of each attempt: a status, an event, or why it was skipped."""
-    tried: int = 0
+    tried = 0
     """Attempts that were made; those skipped are not."""
-    upstream_id: str = ""
-    bytes_in: int = 0
-    bytes_out: int = 0
-    head_at: float = 0.0
-    first_at: float = 0.0
-    ended: float = 0.0
-    pings: int = 0
-    committed: bool = False
+    upstream_id = ""
+    bytes_in = 0
+    bytes_out = 0
+    head_at = 0.0
+    first_at = 0.0
+    ended = 0.0
+    pings = 0
+    committed = False
     """A response head went downstream: nothing is retried any more."""
-    usage: Usage = dataclasses.field(default_factory=Usage)
-    tokens: dict[str, int] = dataclasses.field(default_factory=dict)
-    """What `usage` counted, once the exchange is over."""
+
+    def __init__(self, request_id: str, method: str, path: str, started: float, at: float) -> None:
+        self.request_id = request_id
+        self.method = method
+        self.path = path
+        """Without the query, which may hold a key."""
+        self.started = started
+        self.at = at
+        """Wall-clock time of the start, seconds since the epoch."""
+        self.attempts: list[tuple[str, str]] = []
+        """Target and outcome of each attempt: a status, an event, or why it was skipped."""
+        self.usage = Usage()
+        self.tokens: dict[str, int] = {}
+        """What `usage` counted, once the exchange is over."""
 
     def finish(self, who: str, phase: Phase | None = None) -> None:
         """Set the ending, unless one is set."""

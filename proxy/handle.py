@@ -28,6 +28,7 @@ import re
 import secrets
 import time
 import traceback
+from collections.abc import Coroutine
 from typing import Any, Protocol, cast
 
 from aiohttp import web
@@ -86,7 +87,7 @@ class Handler:
         )
         reply = Reply(request, exchange, self._config, loop)
         self._metrics.begin()
-        task = cast(asyncio.Task[Any], asyncio.current_task())
+        task = cast(asyncio.Task[Any], asyncio.current_task(loop))
         self._open[task] = exchange, reply
         try:
             try:
@@ -156,23 +157,22 @@ class Handler:
         chosen = self._planner.plan(original.wire_format, original.scan, plain=original.plain)
         exchange.attempts.extend(chosen.skipped)
 
-        served = await self._attempt(original, chosen, exchange, reply)
+        running = self._runner.run(original, chosen, exchange)
+        if exchange.stream and self._config.early_stream_after:
+            running = self._early(running, original, exchange, reply)
+        served = await running
         try:
             await self._relay(request, route, served, exchange, reply)
         finally:
             served.answer.abort()
 
-    async def _attempt(
-        self, original: Original, chosen: plan.Plan, exchange: Exchange, reply: Reply
+    async def _early(
+        self, running: Coroutine[Any, Any, Served], original: Original, exchange: Exchange, reply: Reply
     ) -> Served:
-        """Run the plan; where configured, commit to a stream while upstream is still thinking."""
-        running = self._runner.run(original, chosen, exchange)
-        early = self._config.early_stream_after
-        if not early or not exchange.stream:
-            return await running
+        """Commit to a stream while upstream is still thinking."""
         task = asyncio.ensure_future(running)
         try:
-            await asyncio.wait([task], timeout=early)
+            await asyncio.wait([task], timeout=self._config.early_stream_after)
             if not task.done():
                 reply.stream(sse.PINGS[original.wire_format])
                 await relay.commit_early(task, reply, exchange)

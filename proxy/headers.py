@@ -71,7 +71,7 @@ _MEMO_LINES = 256
 """Other things that are remembered: the last of each, and short ones only."""
 
 
-_PASSES, _CREDENTIAL, _ENCODING, _LENGTH, _DATE, _STAYS, _CONNECTION, _VIRTUAL_KEY = range(8)
+_PASSES, _LENGTH, _DATE, _ENCODING, _STAYS, _CREDENTIAL, _CONNECTION, _VIRTUAL_KEY = range(8)
 """What happens to a field because of its name. Plain numbers: they are compared once per field."""
 
 
@@ -143,31 +143,20 @@ def credential(wire_format: str, key: str) -> tuple[bytes, bytes]:
 class Outgoing:
     """A request's fields, sorted once; each attempt writes its head from them."""
 
-    __slots__ = ("_fates", "_lines", "virtual_key")
+    __slots__ = ("_fates", "_fields", "_named", "virtual_key")
 
     def __init__(self, fields: Fields) -> None:
+        self._fields = fields
+        self._fates = fates = [_out(name) for name, _ in fields]
+        self._named: frozenset[bytes] = frozenset()
         self.virtual_key: bytes | None = None
         """The virtual key that the request carries, wherever clients put one."""
-        lines: list[bytes] = []
-        fates: list[int] = []
-        named: frozenset[bytes] = frozenset()
-        for name, value in fields:
-            fate = _out(name)
-            if fate < _STAYS:
-                lines.append(name + b": " + value)
-                fates.append(fate)
-                if fate == _CREDENTIAL and VIRTUAL_KEY_PREFIX in value:
-                    self.virtual_key = value
-            elif fate == _CONNECTION:
-                named |= _hop_by_hop(value)
-            elif fate == _VIRTUAL_KEY:
+        for place in [place for place, fate in enumerate(fates) if fate >= _CREDENTIAL]:
+            fate, value = fates[place], fields[place][1]
+            if fate == _CONNECTION:
+                self._named |= _hop_by_hop(value)
+            elif fate == _VIRTUAL_KEY or (fate == _CREDENTIAL and VIRTUAL_KEY_PREFIX in value):
                 self.virtual_key = value
-        if named:
-            kept = [place for place, line in enumerate(lines) if _name_of(line) not in named]
-            lines = [lines[place] for place in kept]
-            fates = [fates[place] for place in kept]
-        self._lines = lines
-        self._fates = fates
 
     def head(
         self,
@@ -191,7 +180,10 @@ class Outgoing:
         if not identity:
             going.add(_ENCODING)
         out = [b"Host: " + host]
-        out += [line for line, fate in zip(self._lines, self._fates, strict=True) if fate in going]
+        pairs = zip(self._fields, self._fates, strict=True)
+        out += [name + b": " + value for (name, value), fate in pairs if fate in going]
+        if self._named:
+            out[1:] = [line for line in out[1:] if _name_of(line) not in self._named]
         if identity:
             out.append(b"Accept-Encoding: identity")
         if own is not None:

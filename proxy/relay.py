@@ -45,7 +45,11 @@ async def copy(answer: Answer, held: bytes, head: headers.Head, reply: Reply) ->
     if first:
         reply.note(first)
     reply.begin(answer.status, answer.reason, head, first)
-    await _rest(answer, reply)
+    if answer.ended and not reply.waiting:
+        # It came whole, and the kernel has it.
+        reply.end()
+    else:
+        await _rest(answer, reply)
 
 
 async def commit_early(outcome: asyncio.Future[Served], reply: Reply, exchange: Exchange) -> None:
@@ -93,7 +97,7 @@ def break_off(reply: Reply, exchange: Exchange, error: ProxyError) -> None:
 
 
 async def _rest(answer: Answer, reply: Reply) -> None:
-    while not await answer.pour(reply.pass_on):
+    while not await answer.pour(reply):
         await reply.drain()
     if reply.waiting:
         await reply.drain(last=True)

@@ -23,6 +23,7 @@ import http
 import re
 import socket
 import struct
+import time
 from email.utils import formatdate
 
 from aiohttp import hdrs, web
@@ -36,6 +37,8 @@ from .pulse import Pulse
 _NO_BODY = (204, 304)
 
 _REASON = re.compile(rb"[\t -~\x80-\xff]+")
+
+_LAST_CHUNK = b"0\r\n\r\n"
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -57,6 +60,7 @@ class Reply:
         self._exchange = exchange
         self._config = config
         self._loop = loop
+        self._clock = time.monotonic  # What `loop.time` calls; this is done for every event.
         self._framed = False
         self._bodyless = False
         self._aborted = False
@@ -101,8 +105,15 @@ class Reply:
         exchange.status = status
         exchange.committed = True
         exchange.phase = Phase.DATA
-        out.append(b"\r\n" + self._frame(body))
-        self._write(b"\r\n".join(out))
+        if not body or self._bodyless:
+            out.append(b"\r\n")
+        elif self._framed:
+            out.append(b"\r\n%x\r\n%b\r\n" % (len(body), body))
+        else:
+            out.append(b"\r\n" + body)
+        data = b"\r\n".join(out)
+        exchange.bytes_out += len(data)
+        transport.write(data)
 
     def stream(self, ping: bytes) -> None:
         """What follows is a stream of events, kept alive with `ping`."""
@@ -110,24 +121,32 @@ class Reply:
 
     def note(self, data: bytes) -> None:
         """Take note of bytes of upstream's answer that go downstream now."""
-        now = self._loop.time()
-        self._exchange.first_at = self._exchange.first_at or now
-        self._exchange.usage.feed(data)
+        now = self._clock()
+        exchange = self._exchange
+        exchange.first_at = exchange.first_at or now
+        exchange.usage.feed(data)
         if self._pulse is not None:
             self._pulse.passed(data, now)
 
-    def pass_on(self, data: bytes) -> bool:
+    def pass_on(self, data: bytes) -> None:
         """`push` for bytes of upstream's answer."""
         self.note(data)
-        return self.push(data)
+        self.push(data)
 
-    def push(self, data: bytes) -> bool:
-        """Write bytes of the body; False when the reader is slow, and `drain` must come first.
+    def push(self, data: bytes) -> None:
+        """Write bytes of the body. Never raises: when the client has left, its cancellation is on the way."""
+        transport = self._transport
+        if not data or self._bodyless or transport is None or transport.is_closing():
+            return
+        if self._framed:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        self._exchange.bytes_out += len(data)
+        transport.write(data)
 
-        Never raises: when the client has left, its cancellation is on the way.
-        """
-        self._write(self._frame(data))
-        return not self._protocol.writing_paused
+    @property
+    def slow(self) -> bool:
+        """Whether `drain` should come before more is written."""
+        return self._protocol.writing_paused
 
     @property
     def between_events(self) -> bool:
@@ -151,8 +170,10 @@ class Reply:
 
     def end(self) -> None:
         """The body is complete."""
-        if self._framed:
-            self._write(b"0\r\n\r\n")
+        transport = self._transport
+        if self._framed and transport is not None and not transport.is_closing():
+            self._exchange.bytes_out += len(_LAST_CHUNK)
+            transport.write(_LAST_CHUNK)
         self._exchange.finish_whole()
 
     def whole(self, status: int, head: headers.Head, body: bytes) -> None:
@@ -192,16 +213,6 @@ class Reply:
         if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6) and raw.fileno() >= 0:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         self._transport.abort()
-
-    def _frame(self, data: bytes) -> bytes:
-        if not data or self._bodyless:
-            return b""
-        return b"%x\r\n%b\r\n" % (len(data), data) if self._framed else data
-
-    def _write(self, data: bytes) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._exchange.bytes_out += len(data)
-            self._transport.write(data)
 
 
 @functools.lru_cache(2)

@@ -148,6 +148,11 @@ class Door(web.RequestHandler):
         cast(asyncio.Transport, transport).set_write_buffer_limits(self._door.max_waiting)
         super().connection_made(transport)
 
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        # Every read of a body ends here, and aiohttp parses b"" though nothing was paused: 3 of 100 µs.
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
+
     def handle_error(
         self,
         request: web.BaseRequest,
@@ -157,7 +162,8 @@ class Door(web.RequestHandler):
     ) -> web.StreamResponse:
         """Answer what is not a request, without repeating a byte of it."""
         now = asyncio.get_running_loop().time()
-        exchange = Exchange("req_" + secrets.token_hex(12), "-", "-", now, time.time(), ended=now)
+        exchange = Exchange("req_" + secrets.token_hex(12), "-", "-", now, time.time())
+        exchange.ended = now
         if isinstance(exc, LineTooLong):
             error = ProxyError(431, "A header line is longer than 8190 bytes.", source=Source.DOWNSTREAM)
         elif isinstance(exc, BadHttpMessage) and exc.message == "Too many headers received":

@@ -300,9 +300,9 @@ async def test_the_pool_is_bounded(
 
 
 def exchange(number: int) -> Exchange:
-    return Exchange(
-        f"req_{number}", "GET", "/health", started=0.0, at=0.0, status=200, ending="--", ended=1.0
-    )
+    finished = Exchange(f"req_{number}", "GET", "/health", started=0.0, at=0.0)
+    finished.status, finished.ending, finished.ended = 200, "--", 1.0
+    return finished
 
 
 async def test_a_stalled_reader_of_the_log_costs_a_bounded_number_of_lines(
