@@ -21,6 +21,7 @@ import time
 from collections.abc import AsyncGenerator
 from typing import NamedTuple, Protocol
 
+from . import headers
 from .config import NetworkConfig
 from .connection import Connection, Origin
 from .errors import ProxyError, Source
@@ -64,7 +65,7 @@ class Answer:
         self.status = 0
         """0 until the head is there."""
         self.reason = b""
-        self.headers: list[tuple[bytes, bytes]] = []
+        self.fields = headers.Inbound(())
         self.head_at = 0.0
         """When the head came, by the loop's clock."""
         self.ended = False
@@ -194,7 +195,7 @@ class Answer:
             return
         if not self.status and connection.has_head:
             self.status, self.reason = connection.status, connection.reason
-            self.headers = connection.headers
+            self.fields = headers.Inbound(connection.headers)
             self.head_at = self._clock()
             connection.await_until(self.head_at + self._request.network.idle_timeout)
             self._wake()

@@ -168,7 +168,7 @@ class Runner:
     async def _look(self, outcome: Outcome) -> None:
         """Hold the first event of a stream back, to see whether it is an error."""
         answer = outcome.answer
-        if answer is None or not headers.is_plain_stream(answer.headers):
+        if answer is None or not answer.fields.is_plain_stream:
             return
         # A client that waits longer than a ping interval gets its head and its pings instead.
         clock = asyncio.get_running_loop().time
@@ -243,7 +243,7 @@ class _Tries:
         elif event in SAME_TARGET and self._retries < network.max_retries:
             backoff: float = min(network.retry_backoff_initial * 2**self._retries, network.retry_backoff_max)
             backoff = min(backoff * self._rng.uniform(0.8, 1.2), network.retry_backoff_max)
-            asked = _retry_after(outcome.answer.headers) if outcome.answer else 0.0
+            asked = _retry_after(outcome.answer.fields) if outcome.answer else 0.0
             if asked <= network.retry_backoff_max:
                 self._retries += 1
                 return max(backoff, asked)
@@ -260,10 +260,10 @@ def _replayable(original: Original, outcome: Outcome) -> bool:
     return stale or original.method in ("GET", "HEAD")
 
 
-def _retry_after(fields: headers.Fields) -> float:
+def _retry_after(fields: headers.Inbound) -> float:
     """Seconds that upstream asks to wait; 0 when it says nothing that can be read."""
-    milliseconds = headers.get(fields, b"retry-after-ms")
-    seconds = headers.get(fields, b"retry-after") or b"0"
+    milliseconds = fields.get(b"retry-after-ms")
+    seconds = fields.get(b"retry-after") or b"0"
     try:
         asked = float(milliseconds) / 1000 if milliseconds is not None else float(seconds)
     except ValueError:

@@ -18,6 +18,7 @@ Not here: waiting, connections, errors of the path (`answer`).
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 
 import httptools
@@ -29,6 +30,8 @@ MAX_INTERIM = 64
 """Interim (1xx) responses before the final one."""
 
 _NO_BODY = (204, 304)
+
+_NAME = operator.itemgetter(0)
 
 
 class Framing:
@@ -60,8 +63,6 @@ class Framing:
         self._method = method
         self._overhead = 0
         self._interim = 0
-        self._sized = False
-        self._codings: list[bytes] = []
 
     def forget(self) -> None:
         """No answer comes any more. The parser and its callbacks hold each other."""
@@ -94,14 +95,8 @@ class Framing:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # A trailer is no header field: what it would say was decided without it (RFC 9110 section 6.5.1).
-        if self.has_head:
-            return
-        value = value.rstrip(b" \t")
-        self.headers.append((name, value))
-        if len(name) == 14:
-            self._sized = self._sized or name.lower() == b"content-length"
-        elif len(name) == 17 and name.lower() == b"transfer-encoding":
-            self._codings.append(value)
+        if not self.has_head:
+            self.headers.append((name, value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
         parser = self._parser
@@ -113,10 +108,13 @@ class Framing:
         if not 200 <= status <= 599 or parser.get_http_version() not in ("1.1", "1.0"):
             self._fail("The provider sent something that is not HTTP/1.1.")
             return
-        codings = self._codings
-        if codings and (len(codings) > 1 or codings[0].strip().lower() != b"chunked"):
-            self._fail("The provider sent a transfer coding that is not supported.")
-            return
+        names = set(map(bytes.lower, map(_NAME, self.headers)))
+        chunked = b"transfer-encoding" in names
+        if chunked:
+            codings = [value for name, value in self.headers if name.lower() == b"transfer-encoding"]
+            if len(codings) > 1 or codings[0].strip().lower() != b"chunked":
+                self._fail("The provider sent a transfer coding that is not supported.")
+                return
         self.status = status
         self.has_head = True
         # llhttp forgets it when the message is complete.
@@ -126,7 +124,7 @@ class Framing:
             self._parser = None
             self.ended = True
         elif status not in _NO_BODY:
-            self.until_close = not codings and not self._sized
+            self.until_close = not chunked and b"content-length" not in names
 
     def on_body(self, data: bytes) -> None:
         if self.ended:
@@ -146,8 +144,6 @@ class Framing:
         if self._interim > MAX_INTERIM or (self._parser and self._parser.get_status_code() == 101):
             self._fail("The provider answered with an interim response that nobody asked for.")
         self.headers.clear()
-        self._codings.clear()
-        self._sized = False
         self.reason = b""
         self._overhead = 0
 

@@ -190,22 +190,22 @@ class Handler:
     ) -> None:
         """The commit point, and everything after it."""
         answer = served.answer
-        exchange.upstream_id = (headers.get(answer.headers, b"request-id") or b"").decode("latin-1")
+        exchange.upstream_id = answer.fields.request_id.decode("latin-1")
         if exchange.committed:
             await relay.copy_early(answer, served.held, reply, exchange)
             return
-        stream = headers.is_plain_stream(answer.headers)
+        stream = answer.fields.is_plain_stream
         has_batch = route.kind is Kind.BATCH and answer.status == 200 and request.method != "HEAD"
         rewritten = has_batch and bool(served.target.provider.keys)
         if stream and not rewritten:
             reply.stream(sse.PINGS[route.wire_format])
         sized = not stream and not rewritten and answer.status != 204
-        head = headers.inbound(answer.headers, stream=stream, sized=sized)
+        head = answer.fields.head(stream=stream, sized=sized)
         head.lines += _served_by(exchange)
         if not rewritten:
             await relay.copy(answer, served.held, head, reply)
             return
-        if headers.get(answer.headers, b"content-encoding") is not None:
+        if answer.fields.get(b"content-encoding") is not None:
             raise ProxyError(502, "The provider compressed a batch answer unasked.", source=Source.UPSTREAM)
         body = served.held + await answer.body(self._config.max_body_bytes)
         body = results.localized(body, _own_origin(self._config, request) + route.prefix)

@@ -17,8 +17,10 @@ Not here: the length and the chunking of a body. Those who write a body frame it
 from __future__ import annotations
 
 import functools
+import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import compress
 
 Fields = Sequence[tuple[bytes, bytes]]
 """Header fields in the order they came, names in their own case."""
@@ -71,8 +73,36 @@ _MEMO_LINES = 256
 """Other things that are remembered: the last of each, and short ones only."""
 
 
-_PASSES, _LENGTH, _DATE, _ENCODING, _STAYS, _CREDENTIAL, _CONNECTION, _VIRTUAL_KEY = range(8)
-"""What happens to a field because of its name. Plain numbers: they are compared once per field."""
+_PASSES, _ENCODING, _CREDENTIAL, _STAYS, _CONNECTION, _VIRTUAL_KEY = range(6)
+"""What happens to a request's field because of its name. Numbers: they are compared once per field."""
+
+_LENGTH, _DATE, _CONTENT_TYPE, _REQUEST_ID = range(6, 10)
+"""The same for an answer's field, which may also pass, stay, or be a ``Connection``."""
+
+_TO_UPSTREAM = {
+    (credentials, encoding): frozenset(
+        (_PASSES, *[_CREDENTIAL] * credentials, *[_ENCODING] * encoding),
+    )
+    for credentials in (False, True)
+    for encoding in (False, True)
+}
+"""By whether the client's credentials and its ``Accept-Encoding`` pass: the fates that go upstream."""
+
+_LOOKED_AT = frozenset((_CREDENTIAL, _CONNECTION, _VIRTUAL_KEY))
+
+_TO_CLIENT = frozenset((_PASSES, _LENGTH, _DATE, _CONTENT_TYPE, _REQUEST_ID))
+
+_SAID = {
+    b"content-length": _LENGTH,
+    b"date": _DATE,
+    b"content-type": _CONTENT_TYPE,
+    b"request-id": _REQUEST_ID,
+}
+
+_NAME = operator.itemgetter(0)
+
+_LINE = b": ".join
+"""A field as a line."""
 
 
 @functools.lru_cache(_MEMO)
@@ -98,13 +128,9 @@ def _in(key: bytes) -> int:
     name = key.lower()
     if name == b"connection":
         return _CONNECTION
-    if name == b"content-length":
-        return _LENGTH
-    if name == b"date":
-        return _DATE
     if name in HOP_BY_HOP or name in _SERVED_BY or name.startswith(b"x-accel-"):
         return _STAYS
-    return _PASSES
+    return _SAID.get(name, _PASSES)
 
 
 def get(fields: Fields, name: bytes) -> bytes | None:
@@ -114,18 +140,6 @@ def get(fields: Fields, name: bytes) -> bytes | None:
         if len(key) == size and key.lower() == name:
             return value
     return None
-
-
-def is_plain_stream(fields: Fields) -> bool:
-    """Whether an answer is server-sent events whose boundaries are visible: not compressed."""
-    content_type = get(fields, b"content-type") or b""
-    if content_type.partition(b";")[0].strip().lower() != b"text/event-stream":
-        return False
-    return all(
-        value.strip().lower() == b"identity"
-        for key, value in fields
-        if len(key) == 16 and key.lower() == b"content-encoding"
-    )
 
 
 def credential(wire_format: str, key: str) -> tuple[bytes, bytes]:
@@ -147,15 +161,16 @@ class Outgoing:
 
     def __init__(self, fields: Fields) -> None:
         self._fields = fields
-        self._fates = fates = [_out(name) for name, _ in fields]
+        self._fates = fates = tuple(map(_out, map(_NAME, fields)))
         self._named: frozenset[bytes] = frozenset()
         self.virtual_key: bytes | None = None
         """The virtual key that the request carries, wherever clients put one."""
-        for place in [place for place, fate in enumerate(fates) if fate >= _CREDENTIAL]:
-            fate, value = fates[place], fields[place][1]
+        for (_, value), fate in compress(
+            zip(fields, fates, strict=True), map(_LOOKED_AT.__contains__, fates)
+        ):
             if fate == _CONNECTION:
                 self._named |= _hop_by_hop(value)
-            elif fate == _VIRTUAL_KEY or (fate == _CREDENTIAL and VIRTUAL_KEY_PREFIX in value):
+            elif fate == _VIRTUAL_KEY or VIRTUAL_KEY_PREFIX in value:
                 self.virtual_key = value
 
     def head(
@@ -174,20 +189,15 @@ class Outgoing:
         for an uncompressed answer, because a compressed stream has no visible event boundary. `length`
         is the body's length in bytes, None when there is no body or it is chunked.
         """
-        going = {_PASSES}
-        if keep_credentials:
-            going.add(_CREDENTIAL)
-        if not identity:
-            going.add(_ENCODING)
-        out = [b"Host: " + host]
-        pairs = zip(self._fields, self._fates, strict=True)
-        out += [name + b": " + value for (name, value), fate in pairs if fate in going]
+        going = _TO_UPSTREAM[keep_credentials, not identity]
+        lines: Iterable[bytes] = map(_LINE, compress(self._fields, map(going.__contains__, self._fates)))
         if self._named:
-            out[1:] = [line for line in out[1:] if _name_of(line) not in self._named]
+            lines = _without(self._named, lines)
+        out = [b"Host: " + host, *lines]
         if identity:
             out.append(b"Accept-Encoding: identity")
         if own is not None:
-            out.append(b"%b: %b" % own)
+            out.append(_LINE(own))
         if chunked:
             out.append(b"Transfer-Encoding: chunked")
         elif length is not None:
@@ -202,8 +212,8 @@ class Head:
     __slots__ = ("has_date", "has_length", "lines")
 
     def __init__(self, fields: Fields = ()) -> None:
-        """`fields` are our own, neither length nor date; those of an answer come through `inbound`."""
-        self.lines = [name + b": " + value for name, value in fields]
+        """`fields` are our own, neither length nor date; those of an answer come through `Inbound`."""
+        self.lines = list(map(_LINE, fields))
         self.has_length = False
         self.has_date = False
 
@@ -213,32 +223,58 @@ class Head:
         self.has_length = True
 
 
-def inbound(fields: Fields, *, stream: bool, sized: bool = True) -> Head:
-    """The fields of an upstream answer that go downstream; for a `stream` nginx is told not to buffer.
+class Inbound:
+    """The fields of an upstream answer, sorted once."""
 
-    Without upstream's length where it is not `sized`: pings are no part of it, and 204 has none.
-    """
-    head = Head()
-    lines = head.lines
-    named: frozenset[bytes] = frozenset()
-    for name, value in fields:
-        fate = _in(name)
-        if fate == _CONNECTION:
-            named |= _hop_by_hop(value)
-        elif fate == _LENGTH:
-            if sized:
-                head.has_length = True
-                lines.append(name + b": " + value)
-        elif fate != _STAYS:
-            head.has_date = head.has_date or fate == _DATE
-            lines.append(name + b": " + value)
-    if named:
-        head.lines = lines = [line for line in lines if _name_of(line) not in named]
-        head.has_length = head.has_length and b"content-length" not in named
-        head.has_date = head.has_date and b"date" not in named
-    if stream:
-        lines.append(b"X-Accel-Buffering: no")
-    return head
+    __slots__ = ("_fates", "_fields")
+
+    def __init__(self, fields: Fields) -> None:
+        self._fields = fields
+        self._fates = tuple(map(_in, map(_NAME, fields)))
+
+    def get(self, name: bytes) -> bytes | None:
+        """The value of the first field with this lower-case name."""
+        return get(self._fields, name)
+
+    @property
+    def request_id(self) -> bytes:
+        return self._said(_REQUEST_ID)
+
+    @property
+    def is_plain_stream(self) -> bool:
+        """Whether the answer is server-sent events whose boundaries are visible: not compressed."""
+        content_type = self._said(_CONTENT_TYPE)
+        if content_type.partition(b";")[0].strip().lower() != b"text/event-stream":
+            return False
+        codings = [value for name, value in self._fields if name.lower() == b"content-encoding"]
+        return all(value.strip().lower() == b"identity" for value in codings)
+
+    def head(self, *, stream: bool, sized: bool = True) -> Head:
+        """The fields that go downstream; for a `stream` nginx is told not to buffer.
+
+        Without upstream's length where the body is not `sized`: pings are no part of it, and 204 has none.
+        """
+        fates = self._fates
+        going = _TO_CLIENT if sized else _TO_CLIENT - {_LENGTH}
+        head = Head(tuple(compress(self._fields, map(going.__contains__, fates))))
+        head.has_length = sized and _LENGTH in fates
+        head.has_date = _DATE in fates
+        if _CONNECTION in fates:
+            pairs = zip(self._fields, fates, strict=True)
+            named = frozenset[bytes]().union(
+                *(_hop_by_hop(value) for (_, value), fate in pairs if fate == _CONNECTION)
+            )
+            if named:
+                head.lines = list(_without(named, head.lines))
+                head.has_length = head.has_length and b"content-length" not in named
+                head.has_date = head.has_date and b"date" not in named
+        if stream:
+            head.lines.append(b"X-Accel-Buffering: no")
+        return head
+
+    def _said(self, fate: int) -> bytes:
+        fates = self._fates
+        return self._fields[fates.index(fate)][1] if fate in fates else b""
 
 
 def served_by(
@@ -276,5 +312,6 @@ def _nominated(value: bytes) -> frozenset[bytes]:
     return frozenset(name.strip().lower() for name in value.split(b",")) - _NEVER_NEWS
 
 
-def _name_of(line: bytes) -> bytes:
-    return line.partition(b":")[0].lower()
+def _without(names: frozenset[bytes], lines: Iterable[bytes]) -> Iterator[bytes]:
+    """The field lines that do not have one of these lower-case names."""
+    return (line for line in lines if line.partition(b":")[0].lower() not in names)

@@ -60,7 +60,7 @@ async def commit_early(outcome: asyncio.Future[Served], reply: Reply, exchange: 
 
 async def copy_early(answer: Answer, held: bytes, reply: Reply, exchange: Exchange) -> None:
     """Relay an answer into a stream that has begun; one that is no stream becomes an ``error`` event."""
-    if answer.status == 200 and headers.is_plain_stream(answer.headers):
+    if answer.status == 200 and answer.fields.is_plain_stream:
         if held:
             reply.pass_on(held)
         await _rest(answer, reply)
