@@ -39,6 +39,9 @@ from .upstream import Upstream
 
 AIOHTTP_FLOOR = (3, 14, 5)
 
+BACKLOG = 1024
+"""Connections that may wait to be accepted; the kernel has its own limit (``net.core.somaxconn``)."""
+
 RECEIVE_BYTES = 65536
 """The most that one read from downstream brings."""
 
@@ -74,7 +77,7 @@ class Server:
         self._runner = web.ServerRunner(door, shutdown_timeout=CLOSE_SECONDS)
         await self._runner.setup()
         for inherited in self._sockets:
-            await web.SockSite(self._runner, inherited).start()
+            await web.SockSite(self._runner, inherited, backlog=BACKLOG).start()
             self.addresses.append(_name(inherited.getsockname()))
         for address in () if self._sockets else config.listen:
             await self._listen(address)
@@ -102,11 +105,11 @@ class Server:
         if runner is None:
             raise AssertionError("started")
         if address.startswith("unix:"):
-            await web.UnixSite(runner, address.removeprefix("unix:")).start()
+            await web.UnixSite(runner, address.removeprefix("unix:"), backlog=BACKLOG).start()
             self.addresses.append(address)
             return
         host, _, port = address.rpartition(":")
-        await web.TCPSite(runner, host.strip("[]"), int(port)).start()
+        await web.TCPSite(runner, host.strip("[]"), int(port), backlog=BACKLOG).start()
         self.addresses.append(_name(runner.addresses[-1]))
 
 

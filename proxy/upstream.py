@@ -43,7 +43,7 @@ class Upstream:
         self._idle: dict[tuple[bool, str, int], list[Connection]] = {}
         self._open: set[Connection] = set()
         self._sweeper: asyncio.TimerHandle | None = None
-        self._tls: ssl.SSLContext | None = None
+        self._tls: _Client | None = None
         self._closing = False
         self._empty = asyncio.Event()
 
@@ -91,6 +91,8 @@ class Upstream:
         if len(idle) >= POOL_SIZE or self._closing:
             connection.abort()
             return
+        if self._tls is not None and not connection.reused:
+            self._tls.remember(connection.key[1], connection.transport)
         connection.idle_since = self._loop.time()
         idle.append(connection)
         if self._sweeper is None:
@@ -149,11 +151,46 @@ class Upstream:
             raise _error(502, "The provider cannot be reached.") from None
         return connection
 
-    def _context(self) -> ssl.SSLContext:
+    def _context(self) -> _Client:
         if self._tls is None:
-            self._tls = ssl.create_default_context()
-            self._tls.set_alpn_protocols(["http/1.1"])
+            self._tls = _Client.trusting_this_machine()
         return self._tls
+
+
+class _Client(ssl.SSLContext):
+    """TLS with verified certificates, and short handshakes with hosts that were spoken to before.
+
+    A session is kept per host, and only in memory (RFC 8446 section 2.2).
+    """
+
+    sessions: dict[str, ssl.SSLSession]
+
+    @classmethod
+    def trusting_this_machine(cls) -> _Client:
+        """Verify against the authorities that the system, or ``SSL_CERT_FILE``, names."""
+        context = cls(ssl.PROTOCOL_TLS_CLIENT)  # It requires certificates, and checks the host's name.
+        context.load_default_certs()
+        context.set_alpn_protocols(["http/1.1"])
+        context.sessions = {}
+        return context
+
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLObject:
+        # asyncio asks for no session.
+        session = session or self.sessions.get(str(server_hostname))
+        return super().wrap_bio(incoming, outgoing, server_side, server_hostname, session)
+
+    def remember(self, host: str, transport: asyncio.BaseTransport) -> None:
+        """Keep the session of a connection that has been read from: the ticket comes behind the handshake."""
+        tls = transport.get_extra_info("ssl_object")
+        if tls is not None and tls.session is not None:
+            self.sessions[host] = tls.session
 
 
 def _error(status: int, message: str) -> ProxyError:

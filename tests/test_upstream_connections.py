@@ -351,6 +351,11 @@ def authority(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> trustme.CA:
     return authority
 
 
+def closing(data: bytes) -> bytes:
+    """`data`, an answer, on a connection that carries no further request."""
+    return data.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
+
+
 def server_context(certificate: trustme.LeafCert) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     certificate.configure_cert(context)
@@ -369,6 +374,18 @@ async def test_a_trusted_upstream_is_used(
     await ask(p)
     assert up.connections == 1
     assert up.requests[0].values("host") == [f"127.0.0.1:{up.port}".encode()]
+
+
+async def test_the_next_handshake_is_a_short_one(
+    upstream: StartUpstream, proxy: StartProxy, authority: trustme.CA
+) -> None:
+    """A further connection to the same host resumes the session of the first (RFC 8446 section 2.2)."""
+    up = await upstream(GOOD, closing(GOOD), GOOD, tls=server_context(authority.issue_cert("127.0.0.1")))
+    p = await proxy(up)
+    for _ in range(3):
+        await ask(p)
+    resumed = [conn._wire.transport.get_extra_info("ssl_object").session_reused for conn in up.conns]
+    assert resumed == [False, True]
 
 
 async def test_a_cut_over_tls_is_a_cut(
