@@ -11,23 +11,26 @@ Rules
   1. One pass in linear time: no tree, no recursion, no limit on depth. All of it is checked against the
      grammar, because parsers that disagree about the body would disagree about its model. Two things have
      a limit, so that no step takes long: a number (64 KiB; section 6 allows it) and our names (16 KiB).
-  2. A pattern reads many items in one call, several brackets deep. Python takes a turn for each bracket
-     deeper than that, for the three members, for long strings, and where a window ends.
+  2. A pattern reads many items in one call, several brackets deep, `model` and `stream` among them. Python
+     takes a turn for each bracket deeper than that, for `fallbacks`, for our names in odd spellings, for
+     long strings, and where a window ends.
   3. Inside an item that is too deep for its pattern only shallow patterns are tried: a byte is read a few
      times at most, and no depth makes the cost jump.
   4. What is not replaced stays as it came, white space too.
 
-What one scan costs, measured on 2026-11-21 on a 2-core Xeon with CPython 3.11.7 (in brackets: the time in
-relation to `json.loads` and to `orjson.loads`, which build a tree):
+What one scan costs, measured on 2026-11-22 on a 2-core Xeon with Debian's CPython 3.11.2 (in brackets: the
+time in relation to `json.loads` and to `orjson.loads`, which build a tree):
 
     body                                        2 KB                200 KB               20 MB
-    a chat: text, an escape in 40 bytes         15 µs (2.5, 8.2)    0.54 ms (2.1, 4.7)   54 ms (1.4, 1.4)
-    an agent: tools, calls, their results       23 µs (2.5, 6.5)    0.70 ms (1.2, 2.7)   84 ms (0.7, 0.9)
-    tools with schemas deeper than the patterns                    1.6 ms (2.8, 5.7)    174 ms (1.7, 2.1)
-    one image in base64                         13 µs (2.9, 8.3)    0.17 ms (1.5, 2.7)   14 ms (0.6, 0.5)
-    objects of small values, 50 bytes each      40 µs (2.2, 4.6)    3.5 ms (1.6, 2.4)    371 ms (0.5, 0.5)
+    a chat: text, an escape in 40 bytes         9.5 µs (1.9, 8.3)   0.45 ms (1.3, 4.0)   51 ms (1.2, 1.4)
+    the same without escapes                    6.2 µs (2.2, 7.3)
+    an agent: tools, calls, their results       17 µs (2.8, 7.0)    0.64 ms (1.4, 3.4)   67 ms (1.0, 1.2)
+    tools with schemas deeper than the patterns 34 µs (5.8, 15)     4.0 ms (5.7, 10)     386 ms (2.9, 3.1)
+    one image in base64                         8.6 µs (2.6, 7.7)   0.07 ms (0.6, 1.0)   6.4 ms (0.3, 0.3)
+    objects of small values, 50 bytes each      38 µs (2.5, 5.1)    3.3 ms (2.2, 3.6)    352 ms (1.7, 1.5)
 
-The slowest step of them all took 2 ms. At its worst, on brackets only, a scan takes 0.5 µs a byte.
+No step of these took more than about 1.5 ms; the slowest known, over an array of single digits, takes
+3 ms. At its worst, on brackets only, a scan takes 0.4 µs a byte.
 
 Not here: the grammar (`grammar`), what a model's name means, which fallbacks can be used, compressed bodies.
 """
@@ -79,14 +82,17 @@ def steps(body: bytes) -> Generator[None, None, Scan]:
     pos = yield from grammar.opening(body)
     ours = _Ours(body)
     frame, stack = grammar.TOP, list[grammar.Frame]()
+    at_top = grammar.WINDOW if len(body) <= grammar.WINDOW else grammar.GLANCE
     due = pos + grammar.WINDOW
     while True:
         due -= _TURN
         if pos >= due:
             due = pos + grammar.WINDOW
             yield
-        run = frame.run.match(body, pos, pos + grammar.WINDOW)
-        if run and run.lastindex:
+        run = frame.run.match(body, pos, pos + (grammar.WINDOW if stack else at_top))
+        if run and not stack:
+            ours.take(run)
+        if run and run.lastgroup == "bracket":
             pos = run.end()
             bracket = body[pos - 1]
         else:
@@ -140,6 +146,19 @@ class _Ours:
         self.body = body
         self.keys: dict[str, int] = {}
 
+    def take(self, run: re.Match[bytes]) -> None:
+        """Take the members that `run` has read, in their order: the first error counts."""
+        for name in ("model", "stream") if run.start("model") < run.start("stream") else ("stream", "model"):
+            key, end = run.span(name)
+            if key < 0:
+                continue
+            self._claim(name, key)
+            if name == "stream":
+                self.stream = self.body.endswith(b"true", key, end)
+            else:
+                value = self.body.index(b'"', key + len('"model"'))
+                self.model, self.model_span = self._name(name, value, end), (value, end)
+
     def read(self, name: str, key: int, value: int) -> grammar.Reader:
         """Read the member's value; or return its start, if it may be any JSON and is read like any other."""
         spelt = orjson.loads(self.body[key : self.body.index(b'"', key + 1) + 1])
@@ -148,11 +167,7 @@ class _Ours:
             raise grammar.bad(
                 key, f"`{spelt}` is `{name}` to some parsers and not to others", f"send `{name}`"
             )
-        if name in self.keys:
-            raise grammar.bad(
-                key, f"`{name}` comes a second time", "send it once: parsers differ on which counts"
-            )
-        self.keys[name] = key
+        self._claim(name, key)
         if name == "stream":
             self.stream = self.body.startswith(b"true", value)
             return value
@@ -160,14 +175,22 @@ class _Ours:
             return (yield from self._read_fallbacks(key, value))
         if not self.body.startswith(b'"', value):
             raise grammar.bad(value, "`model` is not a string", "send the name of a model in double quotes")
-        self.model, end = yield from self._read_name(name, value)
-        self.model_span = value, end
+        end = yield from grammar.string(self.body, value)
+        self.model, self.model_span = self._name(name, value, end), (value, end)
         return end
+
+    def _claim(self, name: str, key: int) -> None:
+        if name in self.keys:
+            raise grammar.bad(
+                key, f"`{name}` comes a second time", "send it once: parsers differ on which counts"
+            )
+        self.keys[name] = key
 
     def _read_fallbacks(self, key: int, value: int) -> grammar.Reader:
         body, names = self.body, list[str]()
         if body.startswith(b'"', value):
-            name, end = yield from self._read_name("fallbacks", value)
+            end = yield from grammar.string(body, value)
+            name = self._name("fallbacks", value, end)
             if name == "default":
                 return end
             names.append(name)
@@ -177,8 +200,8 @@ class _Ours:
                 self.native = value + 1
                 return value
             while body.startswith(b'"', item):
-                name, end = yield from self._read_name("fallbacks", item)
-                names.append(name)
+                end = yield from grammar.string(body, item)
+                names.append(self._name("fallbacks", item, end))
                 item = yield from grammar.after(body, end, b"]")
                 yield
             if not body.startswith(b"]", item):
@@ -190,9 +213,8 @@ class _Ours:
         self.fallbacks_cut = body.rfind(b",", 0, key), end
         return end
 
-    def _read_name(self, member: str, start: int) -> Generator[None, None, tuple[str, int]]:
-        """The string at `start`, and the byte behind it."""
-        end = yield from grammar.string(self.body, start)
+    def _name(self, member: str, start: int, end: int) -> str:
+        """The text of a string that stands in one of the members."""
         self.names_length += end - start
         if self.names_length > _LONGEST:
             raise grammar.bad(start, f"`{member}` makes the names too long", f"send {_LONGEST} bytes at most")
@@ -205,7 +227,7 @@ class _Ours:
             ) from None
         if not name:
             raise grammar.bad(start, f"`{member}` holds an empty string", "send the name of a model")
-        return name, end
+        return name
 
     def array(self, pos: int) -> grammar.Frame:
         """The frame of the top-level array that opens in front of `pos`."""

@@ -9,6 +9,7 @@ import json
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from random import Random
 from typing import Any, NoReturn
 
@@ -495,10 +496,17 @@ WINDOWS = st.sampled_from([64, 100, 257, grammar.WINDOW])
 """Small windows bring the seams of the scan into small bodies."""
 
 
-def agree(body: bytes, window: int) -> None:
+@contextmanager
+def windowed(window: int) -> Iterator[None]:
+    """With windows of at most this size, each of which ends a run of a pattern."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grammar, "WINDOW", window)
-        patch.setattr(grammar, "STRETCH", window)
+        for name in ("WINDOW", "STRETCH", "GLANCE"):
+            patch.setattr(grammar, name, min(window, getattr(grammar, name)))
+        yield
+
+
+def agree(body: bytes, window: int) -> None:
+    with windowed(window):
         assert found(body) == reference(body)
 
 
