@@ -18,7 +18,7 @@ Path: what a request walks through.
   attempt     the plan's loop, every retry     upstream   the door to the providers, the pool
   connection  one connection                   answer     one upstream answer: sending, waiting, reading
   relay       an answer goes downstream         reply      one downstream answer as bytes
-  pulse       when a ping is due
+  pulse       when a ping is due               scanner    large bodies are scanned aside
 
 House: around it.
   server      sockets, start, stop             metrics    ``/metrics``

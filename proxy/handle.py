@@ -41,6 +41,7 @@ from .exchange import Exchange, Phase
 from .incoming import Original
 from .reply import Reply
 from .routes import Kind, Route
+from .scanner import Scanner
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +67,9 @@ class Metrics(Protocol):
 class Handler:
     """Handles requests. One per server."""
 
-    def __init__(self, config: Config, runner: Runner, metrics: Metrics, log: Log) -> None:
+    def __init__(self, config: Config, scanner: Scanner, runner: Runner, metrics: Metrics, log: Log) -> None:
         self._config = config
+        self._scanner = scanner
         self._rng = random.Random(secrets.randbits(64))
         self._planner = plan.Planner(config)
         self._runner = runner
@@ -152,7 +154,7 @@ class Handler:
         keys.authenticate(self._config, outgoing)
 
         exchange.phase = Phase.READ
-        original = await incoming.read(request, route, outgoing, exchange, self._config)
+        original = await incoming.read(request, route, outgoing, exchange, self._config, self._scanner)
         exchange.phase = Phase.PLAN
         chosen = self._planner.plan(original.wire_format, original.scan, plain=original.plain)
         exchange.attempts.extend(chosen.skipped)

@@ -12,7 +12,7 @@ Rules
   2. ``100 Continue`` is sent when the body is wanted, after all checks that need no body.
   3. The bytes are the client's own from here to the provider.
 
-Not here: what the body says (`body`), who may send it (`keys`).
+Not here: what the body says (`body`, `scanner`), who may send it (`keys`).
 """
 
 from __future__ import annotations
@@ -23,15 +23,13 @@ from collections.abc import AsyncGenerator
 from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from . import coding, headers
-from .body import Scan, scan, steps
+from . import headers
+from .body import Scan
 from .config import Config
 from .errors import ProxyError, Source
 from .exchange import Exchange, Phase
 from .routes import Kind, Route
-
-LARGE_BYTES = 262144
-"""A body above this size is scanned in steps, with a turn for other streams between them."""
+from .scanner import Scanner
 
 
 class Original:
@@ -82,7 +80,12 @@ def check(request: web.BaseRequest) -> None:
 
 
 async def read(
-    request: web.BaseRequest, route: Route, outgoing: headers.Outgoing, exchange: Exchange, config: Config
+    request: web.BaseRequest,
+    route: Route,
+    outgoing: headers.Outgoing,
+    exchange: Exchange,
+    config: Config,
+    scanner: Scanner,
 ) -> Original:
     """The request as it came; on a model route with its body, scanned.
 
@@ -92,12 +95,13 @@ async def read(
     if route.kind is Kind.MODEL:
         original.body = body = await _held(request, exchange, config, original.length or 0)
         exchange.phase = Phase.PLAN
-        coding = request.headers.get(hdrs.CONTENT_ENCODING)
-        if coding is None and len(body) <= LARGE_BYTES:
-            scanned = scan(body)
-        else:
-            codings = ", ".join(request.headers.getall(hdrs.CONTENT_ENCODING, ()))
-            scanned, original.plain = await _scanned(body, codings, config)
+        plain = body
+        if hdrs.CONTENT_ENCODING in request.headers:
+            codings = ", ".join(request.headers.getall(hdrs.CONTENT_ENCODING))
+            original.plain = codings.strip().lower() in ("identity", "")
+            if not original.plain:
+                plain = await scanner.decoded(body, codings, config.max_body_bytes)
+        scanned = await scanner.scan(plain)
         original.scan = scanned
         exchange.model, exchange.stream = scanned.model, scanned.stream
         original.identity = original.identity or scanned.stream
@@ -154,22 +158,6 @@ async def _part(request: web.BaseRequest, exchange: Exchange, config: Config) ->
         raise _bad(400, "The request body is not framed as its header fields say.") from None
     exchange.bytes_in += len(part)
     return part
-
-
-async def _scanned(body: bytes, encoding: str, config: Config) -> tuple[Scan, bool]:
-    """What stands in a body, and whether it is plain."""
-    plain = encoding.strip().lower() in ("identity", "")
-    if not plain:
-        body = await asyncio.to_thread(coding.decoded, body, encoding, config.max_body_bytes)
-    scanning = steps(body)
-    while True:
-        try:
-            next(scanning)
-        except StopIteration as done:
-            scan: Scan = done.value
-            return scan, plain
-        if len(body) > LARGE_BYTES:
-            await asyncio.sleep(0)
 
 
 async def _continue(request: web.BaseRequest) -> None:

@@ -35,6 +35,7 @@ from .errors import ProxyError, Source
 from .exchange import Exchange
 from .handle import Handler
 from .metrics import Metrics
+from .scanner import Scanner
 from .upstream import Upstream
 
 AIOHTTP_FLOOR = (3, 14, 5)
@@ -60,6 +61,7 @@ class Server:
         self._log = log
         self._runner: web.ServerRunner | None = None
         self._upstream: Upstream | None = None
+        self._scanner = Scanner()
         self._handler: Handler | None = None
         self.addresses: list[str] = []
         """Where it listens: ``HOST:PORT`` or ``unix:PATH``."""
@@ -71,7 +73,7 @@ class Server:
         self._upstream = Upstream()
         metrics = Metrics(config)
         runner = Runner(config, self._upstream, random.Random(secrets.randbits(64)))
-        self._handler = Handler(config, runner, metrics, self._log)
+        self._handler = Handler(config, self._scanner, runner, metrics, self._log)
         door = Downstream(self._handler, metrics, self._log, config)
         # Open requests are our own to drain: aiohttp would wait twice, and then end them with a plain close.
         self._runner = web.ServerRunner(door, shutdown_timeout=CLOSE_SECONDS)
@@ -93,6 +95,7 @@ class Server:
             await self._runner.cleanup()
         if self._upstream is not None:
             await self._upstream.close()
+        self._scanner.close()
         await self._log.close()
 
     def hurry(self) -> None:

@@ -1,0 +1,76 @@
+"""Scanning beside other work: the loop turns on, and nobody's scan outlives its request."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncGenerator
+
+import pytest
+
+from proxy.body import scan
+from proxy.errors import ProxyError
+from proxy.scanner import LARGE_BYTES, Scanner
+
+TEXT = json.dumps({"messages": [{"role": "user", "content": 'a "line"\n' * 400_000}], "model": "claude-2"})
+BRACKETS = b'{"x":' + b"[" * 15_000_000 + b"]" * 15_000_000 + b',"model":"claude-2"}'
+
+
+@pytest.fixture
+async def scanner() -> AsyncGenerator[Scanner, None]:
+    scanner = Scanner()
+    yield scanner
+    scanner.close()
+
+
+async def turns_during(scanning: asyncio.Task[object]) -> int:
+    """How often the loop turns until `scanning` is done."""
+    turns = 0
+    while not scanning.done():
+        turns += 1
+        await asyncio.sleep(0)
+    return turns
+
+
+async def test_a_large_body_is_scanned_as_a_small_one_is(scanner: Scanner) -> None:
+    """The thread finds what the scan finds."""
+    body = TEXT.encode()
+    assert len(body) > LARGE_BYTES
+    assert await scanner.scan(body) == scan(body)
+
+
+async def test_the_loop_turns_while_a_large_body_is_scanned(scanner: Scanner) -> None:
+    """Other streams get many turns during one scan."""
+    scanning = asyncio.ensure_future(scanner.scan(TEXT.encode()))
+    assert await turns_during(scanning) > 20
+
+
+async def test_the_loop_turns_while_a_dense_body_is_scanned(scanner: Scanner) -> None:
+    """A body of brackets is slow though it is not large; it gives way as well."""
+    dense = b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b',"model":"claude-2"}'
+    assert len(dense) < LARGE_BYTES
+    scanning = asyncio.ensure_future(scanner.scan(dense))
+    assert await turns_during(scanning) > 20
+
+
+async def test_what_is_wrong_with_a_large_body_is_said(scanner: Scanner) -> None:
+    """The thread's error is the scan's own, with its offset."""
+    body = TEXT.encode()[:-1] + b" !"
+    with pytest.raises(ProxyError) as said:
+        await scanner.scan(body)
+    with pytest.raises(ProxyError) as expected:
+        scan(body)
+    assert (said.value.status, said.value.message) == (400, expected.value.message)
+
+
+async def test_a_scan_ends_with_its_request(scanner: Scanner) -> None:
+    """A client that leaves does not keep the thread busy, though its body would for many seconds."""
+    slow = asyncio.ensure_future(scanner.scan(BRACKETS))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    slow.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await slow
+    async with asyncio.timeout(5):
+        assert (await scanner.scan(TEXT.encode())).model == "claude-2"
