@@ -119,7 +119,6 @@ def _second(at: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at))
 
 
-@functools.lru_cache(256)
 def _text(value: str) -> str:
     """Client text as valid, bounded UTF-8, without what looks like a key."""
     if "sk-" in value:

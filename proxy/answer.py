@@ -125,9 +125,10 @@ class Answer:
             connection = self._connection
             if connection is None:
                 raise AssertionError("an answer that goes on has a connection")
-            if sink.slow:
+            if sink.slow or self._paused:
                 self._pause()
                 return False
+            self._patient()
             self._sink = sink
             connection.take = sink.pass_on
             self._waiter = self._loop.create_future()
@@ -144,6 +145,7 @@ class Answer:
         Raises `ProxyError` when the answer is cut, garbled, or silent for ``idle_timeout``.
         """
         if not self._chunks and not self.ended and self._error is None:
+            self._patient()
             self._waiter = self._loop.create_future()
             if patience is None:
                 await self._waiter
@@ -228,8 +230,8 @@ class Answer:
         self._connection = None
 
     def silent(self) -> None:
-        if self._paused:
-            # It is the reader downstream who is slow; `drain` has a timer for that.
+        if self._waiter is None:
+            # Nobody waits: the answer is held, or its reader downstream is slow.
             return
         message = "The provider stopped sending." if self.status else "The provider did not answer in time."
         self._set_error(_error(504, message, "timeout"))
@@ -261,6 +263,11 @@ class Answer:
             self._set_error(error)
         self._sending = None
 
+    def _patient(self) -> None:
+        """Begin to wait for bytes of the body."""
+        if self._connection is not None:
+            self._connection.await_until(self._clock() + self._request.network.idle_timeout)
+
     def _wake(self) -> None:
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
@@ -273,10 +280,8 @@ class Answer:
 
     def _resume(self) -> None:
         self._paused = False
-        connection = self._connection
-        if connection is not None and not connection.transport.is_closing():
-            connection.await_until(self._loop.time() + self._request.network.idle_timeout)
-            connection.transport.resume_reading()
+        if self._connection is not None and not self._connection.transport.is_closing():
+            self._connection.transport.resume_reading()
 
     def _settle(self) -> None:
         """Nothing more will be sent."""

@@ -110,6 +110,7 @@ class Runner:
         exchange.target = primary.target
         if primary.answer is None:
             raise primary.error or AssertionError("an attempt has an answer or an error")
+        exchange.head_at = primary.answer.head_at
         return Served(primary.target, primary.answer, primary.held)
 
     async def _target(self, original: Original, target: Target, exchange: Exchange, *, last: bool) -> Outcome:
@@ -151,6 +152,8 @@ class Runner:
         try:
             answer = await self._upstream.open(request)
         except ProxyError as error:
+            # Its frames hold the request and, through it, the error itself: a cycle with a body in it.
+            error.__traceback__ = None
             exchange.attempts.append((target.name, error.event or "failed"))
             return Outcome(target, error.event, error=error)
         exchange.head_at = answer.head_at
@@ -210,7 +213,7 @@ class Runner:
             body=body if body is not None else original.upload,
             chunked=chunked,
             network=provider.network_config,
-            # A quarter here, a quarter in the receive buffer's last bytes, half on the way downstream.
+            # A quarter here, beside what one read brings; a quarter on the way downstream.
             buffer_bytes=self._config.max_buffer_bytes // 4,
             fresh=fresh or original.upload is not None,
         )

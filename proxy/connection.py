@@ -46,6 +46,7 @@ class Pool(Protocol):
     """Where connections come from and go back to."""
 
     buffer: memoryview
+    tls_buffer: memoryview
 
     def opened(self, connection: Connection) -> None: ...
 
@@ -80,6 +81,7 @@ class Connection(Framing, asyncio.BufferedProtocol):
         self.pool = pool
         self.key = (origin.secure, origin.host, origin.port)
         self.answer: Reader | None = None
+        self._buffer = pool.tls_buffer if origin.secure else pool.buffer
         self.idle_since = 0.0
         self.reused = False
         self._loop = loop
@@ -113,7 +115,7 @@ class Connection(Framing, asyncio.BufferedProtocol):
         self.pool.opened(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self.pool.buffer
+        return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         answer = self.answer
@@ -121,7 +123,7 @@ class Connection(Framing, asyncio.BufferedProtocol):
             # Bytes that nobody asked for: whose answer would they be?
             self.abort()
         else:
-            self.parse(self.pool.buffer[:nbytes])
+            self.parse(self._buffer[:nbytes])
             answer.progress()
 
     def eof_received(self) -> bool:

@@ -129,6 +129,9 @@ class Framing:
     def on_body(self, data: bytes) -> None:
         if self.ended:
             self.clean = False
+        elif not self.has_head:
+            # RFC 9110 section 15.2: an interim response has none. Whose would these bytes be?
+            self._fail("The provider sent an interim response with a body.")
         elif not self.fault:
             self._overhead = 0
             self.take(data)

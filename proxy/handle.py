@@ -95,6 +95,7 @@ class Handler:
             try:
                 await self._serve(request, exchange, reply)
             except ProxyError as error:
+                error.__traceback__ = None  # Its frames hold the request, and they hold it: a cycle.
                 exchange.fail(error)
                 if exchange.committed:
                     await relay.cut(reply, exchange, error)

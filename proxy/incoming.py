@@ -23,7 +23,7 @@ from collections.abc import AsyncGenerator
 from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from . import headers
+from . import coding, headers
 from .body import Scan
 from .config import Config
 from .errors import ProxyError, Source
@@ -100,7 +100,7 @@ async def read(
             codings = ", ".join(request.headers.getall(hdrs.CONTENT_ENCODING))
             original.plain = codings.strip().lower() in ("identity", "")
             if not original.plain:
-                plain = await scanner.decoded(body, codings, config.max_body_bytes)
+                plain = await asyncio.to_thread(coding.decoded, body, codings, config.max_body_bytes)
         scanned = await scanner.scan(plain)
         original.scan = scanned
         exchange.model, exchange.stream = scanned.model, scanned.stream

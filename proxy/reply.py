@@ -38,6 +38,9 @@ _NO_BODY = (204, 304)
 
 _REASON = re.compile(rb"[\t -~\x80-\xff]+")
 
+_SHORT = 64
+"""A reason phrase of at most this size is remembered; providers choose them."""
+
 _LAST_CHUNK = b"0\r\n\r\n"
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -82,7 +85,8 @@ class Reply:
     def begin(self, status: int, reason: bytes, head: headers.Head, body: bytes = b"") -> None:
         """Write the head, and the first bytes of the body if they are there. The commit point."""
         request, exchange, transport = self._request, self._exchange, self._transport
-        out = [_status_line(status, reason), *head.lines]
+        first = _status_line if len(reason) <= _SHORT else _status_line.__wrapped__
+        out = [first(status, reason), *head.lines]
         self._bodyless = request.method == "HEAD" or status in _NO_BODY
         if not head.has_length and not self._bodyless:
             if request.version >= (1, 1):
@@ -171,7 +175,10 @@ class Reply:
     def end(self) -> None:
         """The body is complete."""
         transport = self._transport
-        if self._framed and transport is not None and not transport.is_closing():
+        if transport is None or transport.is_closing():
+            self._exchange.finish("D")
+            return
+        if self._framed:
             self._exchange.bytes_out += len(_LAST_CHUNK)
             transport.write(_LAST_CHUNK)
         self._exchange.finish_whole()

@@ -7,9 +7,9 @@ Facts
 Rules
   1. `Upstream.open` gives an `Answer` with a head, or raises `ProxyError`.
   2. The newest idle connection is used first, so that the pool shrinks when load does.
-  3. Certificates are always verified.
+  3. Certificates are verified in every full handshake, and a session is resumed for an hour at most.
 
-Not here: framing (`answer`), retries (`attempt`).
+Not here: framing (`framing`), retries (`attempt`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import time
 
 from aiohappyeyeballs import start_connection
 
@@ -26,6 +27,15 @@ from .errors import ProxyError, Source
 
 RECEIVE_BYTES = 65536
 """The one receive buffer of all connections; also the most that one read brings."""
+
+TLS_RECEIVE_BYTES = 1048576
+"""The same over TLS. asyncio reads once more when the connection ends, and drops what finds no room."""
+
+TLS_WAITING_BYTES = 65536
+"""Where asyncio stops reading from the socket while its TLS layer has undelivered bytes."""
+
+SESSION_SECONDS = 3600.0
+"""A TLS session is resumed for so long; then the certificate is verified again."""
 
 POOL_SIZE = 256
 """Idle connections kept per origin."""
@@ -39,6 +49,7 @@ class Upstream:
 
     def __init__(self) -> None:
         self.buffer = memoryview(bytearray(RECEIVE_BYTES))
+        self.tls_buffer = memoryview(bytearray(TLS_RECEIVE_BYTES))
         self._loop = asyncio.get_running_loop()
         self._idle: dict[tuple[bool, str, int], list[Connection]] = {}
         self._open: set[Connection] = set()
@@ -129,26 +140,38 @@ class Upstream:
         origin = request.origin
         try:
             async with asyncio.timeout(request.network.connect_timeout):
-                resolved = await self._loop.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
-                # RFC 8305: a host with a dead IPv6 address costs a quarter of a second, not a timeout.
-                # asyncio's own happy_eyeballs_delay loses a socket when it is cancelled as it connects.
-                connected = await start_connection(resolved, happy_eyeballs_delay=0.25, interleave=1)
                 try:
-                    _, connection = await self._loop.create_connection(
-                        lambda: Connection(self, origin, self._loop),
-                        sock=connected,
-                        ssl=self._context() if origin.secure else None,
-                        server_hostname=origin.host if origin.secure else None,
-                    )
-                except BaseException:
-                    connected.close()
-                    raise
+                    return await self._dial(origin)
+                except OSError:
+                    if self._tls is None or not self._tls.forget(origin.host):
+                        raise
+                # Perhaps the session that was offered is to blame: once more, in full.
+                return await self._dial(origin)
         except TimeoutError:
             raise _error(504, "The provider could not be connected to in time.") from None
         except ssl.SSLError:
             raise _error(502, "The provider's TLS certificate or handshake is not valid.") from None
         except (OSError, UnicodeError):
             raise _error(502, "The provider cannot be reached.") from None
+
+    async def _dial(self, origin: Origin) -> Connection:
+        resolved = await self._loop.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+        # RFC 8305: a host with a dead IPv6 address costs a quarter of a second, not a timeout.
+        # asyncio's own happy_eyeballs_delay loses a socket when it is cancelled as it connects.
+        connected = await start_connection(resolved, happy_eyeballs_delay=0.25, interleave=1)
+        try:
+            transport, connection = await self._loop.create_connection(
+                lambda: Connection(self, origin, self._loop),
+                sock=connected,
+                ssl=self._context() if origin.secure else None,
+                server_hostname=origin.host if origin.secure else None,
+            )
+        except BaseException:
+            connected.close()
+            raise
+        if origin.secure:
+            # Only the TLS layer's transport has this; it keeps 256 KiB otherwise.
+            transport.set_read_buffer_limits(TLS_WAITING_BYTES)  # type: ignore[attr-defined]
         return connection
 
     def _context(self) -> _Client:
@@ -160,10 +183,11 @@ class Upstream:
 class _Client(ssl.SSLContext):
     """TLS with verified certificates, and short handshakes with hosts that were spoken to before.
 
-    A session is kept per host, and only in memory (RFC 8446 section 2.2).
+    A resumed session (RFC 8446 section 2.2) vouches for the certificate that its full handshake verified.
+    So only sessions of full handshakes are kept, per host, in memory, for `SESSION_SECONDS`.
     """
 
-    sessions: dict[str, ssl.SSLSession]
+    sessions: dict[str, tuple[ssl.SSLSession, float]]
 
     @classmethod
     def trusting_this_machine(cls) -> _Client:
@@ -183,14 +207,20 @@ class _Client(ssl.SSLContext):
         session: ssl.SSLSession | None = None,
     ) -> ssl.SSLObject:
         # asyncio asks for no session.
-        session = session or self.sessions.get(str(server_hostname))
-        return super().wrap_bio(incoming, outgoing, server_side, server_hostname, session)
+        kept, since = self.sessions.get(str(server_hostname), (None, 0.0))
+        if time.monotonic() > since + SESSION_SECONDS:
+            kept = None
+        return super().wrap_bio(incoming, outgoing, server_side, server_hostname, session or kept)
 
     def remember(self, host: str, transport: asyncio.BaseTransport) -> None:
         """Keep the session of a connection that has been read from: the ticket comes behind the handshake."""
         tls = transport.get_extra_info("ssl_object")
-        if tls is not None and tls.session is not None:
-            self.sessions[host] = tls.session
+        if tls is not None and tls.session is not None and not tls.session_reused:
+            self.sessions[host] = tls.session, time.monotonic()
+
+    def forget(self, host: str) -> bool:
+        """Drop the session of a host; whether there was one."""
+        return self.sessions.pop(host, None) is not None
 
 
 def _error(status: int, message: str) -> ProxyError:

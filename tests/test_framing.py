@@ -81,6 +81,8 @@ def test_a_cut_answer_is_never_ended(method: str, data: bytes, body: bytes) -> N
         b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
         b"HTTP/1.1 101 Switching\r\n\r\n",
         b"HTTP/1.1 100 Continue\r\n\r\n" * (MAX_INTERIM + 1),
+        b"HTTP/1.1 104 Hm\r\nContent-Length: 3\r\n\r\nabc" + OK + b"Content-Length: 2\r\n\r\nhi",
+        b"HTTP/1.1 104 Hm\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n" + OK + b"\r\n",
         OK + b"Content-Length: 2\r\nContent-Length: 2\r\n\r\nhi",
         OK + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n",
         OK + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",

@@ -10,15 +10,44 @@ import gc
 import pytest
 from rawclient import asked, post
 from running import StartProxy, StartUpstream
-from scripted import MESSAGE, MESSAGE_EVENTS, Step, answer, refusal, streamed
+from scripted import (
+    MESSAGE,
+    MESSAGE_EVENTS,
+    Conn,
+    Request,
+    Step,
+    answer,
+    chunk,
+    refusal,
+    stream_head,
+    streamed,
+)
 
 MESSAGES = "/anthropic/v1/messages"
 ROUNDS = 20
+
+
+async def resets(conn: Conn, _: Request) -> None:
+    conn.reset()
+
+
+async def is_cut(conn: Conn, _: Request) -> None:
+    await conn.send(stream_head() + chunk(MESSAGE_EVENTS[0]))
+    await conn.close()
+
+
+async def stays_silent(conn: Conn, _: Request) -> None:
+    await conn.gone()
+
 
 KINDS: dict[str, tuple[list[bytes | Step], bool, int]] = {
     "json": ([answer(body=MESSAGE)], False, 200),
     "a stream": ([streamed(MESSAGE_EVENTS)], True, 200),
     "a retry": ([refusal(529), answer(body=MESSAGE)], False, 200),
+    "a lost retry": ([refusal(529), resets, resets], False, 529),
+    "resets": ([resets, resets], False, 502),
+    "a cut stream": ([is_cut], True, 200),
+    "silence": ([stays_silent], False, 504),
 }
 
 
@@ -27,10 +56,11 @@ async def test_a_request_leaves_no_cycle(upstream: StartUpstream, proxy: StartPr
     """After the first requests on a connection, nothing of the proxy's own is left to collect."""
     steps, stream, status = KINDS[kind]
     up = await upstream(*steps * (ROUNDS + 3))
-    p = await proxy(up, network={"retry_backoff_initial": 0.001, "retry_backoff_max": 0.001})
-    client = await p.connect()
+    network = {"retry_backoff_initial": 0.001, "retry_backoff_max": 0.001, "first_byte_timeout": 0.05}
+    p = await proxy(up, network=network)
 
     async def ask() -> None:
+        client = await p.connect()
         await client.send(post(MESSAGES, asked(stream=stream)))
         assert (await client.response()).status == status
         await p.line()

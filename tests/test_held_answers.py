@@ -168,6 +168,30 @@ async def test_a_lost_retry_moves_on_as_a_lost_request_does(
     )
 
 
+async def test_a_held_answer_has_the_time_that_the_plan_takes(
+    upstream: StartUpstream, proxy: StartProxy
+) -> None:
+    """Nobody waits for a primary's body while a fallback is tried, so no timer runs against it."""
+    came = asyncio.Event()
+
+    async def late_body(conn: Conn, _: Request) -> None:
+        await conn.send(head(529, [JSON_TYPE, (b"Content-Length", b"10")]) + b"hello")
+        await asyncio.sleep(0.5)
+        await conn.send(b"world")
+        came.set()
+        await conn.gone()
+
+    async def later_still(conn: Conn, _: Request) -> None:
+        await came.wait()
+        await conn.send(refusal(500))
+
+    up, backup = await upstream(late_body), await upstream(later_still)
+    p = await proxy(providers={"anthropic": up, "backup": backup}, network={**ONCE, "idle_timeout": 0.2})
+    response = await p.post(MESSAGES, asked(fallbacks=TO_BACKUP))
+    assert (response.status, response.body, response.complete) == (529, b"helloworld", True)
+    assert (await p.line())["ending"] == "--"
+
+
 # What is not needed any more is let go at once.
 
 

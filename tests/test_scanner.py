@@ -64,6 +64,16 @@ async def test_what_is_wrong_with_a_large_body_is_said(scanner: Scanner) -> None
     assert (said.value.status, said.value.message) == (400, expected.value.message)
 
 
+async def test_a_slow_body_does_not_keep_another_waiting(scanner: Scanner) -> None:
+    """They take turns: an ordinary large body is done while one of brackets goes on for many seconds."""
+    slow = asyncio.ensure_future(scanner.scan(BRACKETS))
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        assert (await scanner.scan(TEXT.encode())).model == "claude-2"
+    assert not slow.done()
+    slow.cancel()
+
+
 async def test_a_scan_ends_with_its_request(scanner: Scanner) -> None:
     """A client that leaves does not keep the thread busy, though its body would for many seconds."""
     slow = asyncio.ensure_future(scanner.scan(BRACKETS))

@@ -8,6 +8,7 @@ import gc
 import os
 import ssl
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -386,6 +387,85 @@ async def test_the_next_handshake_is_a_short_one(
         await ask(p)
     resumed = [conn._wire.transport.get_extra_info("ssl_object").session_reused for conn in up.conns]
     assert resumed == [False, True]
+
+
+async def test_a_host_that_refuses_its_own_tickets_is_asked_in_full(
+    upstream: StartUpstream, proxy: StartProxy, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A handshake that fails with a session is made once more without one, and no client sees it."""
+    tls = server_context(authority.issue_cert("127.0.0.1"))
+    up = await upstream(GOOD, closing(GOOD), GOOD, tls=tls)
+    p = await proxy(up, network={"max_retries": 0})
+    await ask(p)
+    await ask(p)
+    wrap = upstream_room._Client.wrap_bio
+    offered = []
+
+    def alert() -> None:
+        raise ssl.SSLError("the host answers the ticket with an alert")
+
+    def refuses(context: upstream_room._Client, *arguments: Any, **named: Any) -> ssl.SSLObject:
+        offered.append(bool(context.sessions))
+        tls = wrap(context, *arguments, **named)
+        if context.sessions:
+            monkeypatch.setattr(tls, "do_handshake", alert)
+        return tls
+
+    monkeypatch.setattr(upstream_room._Client, "wrap_bio", refuses)
+    await ask(p)
+    assert offered == [True, False]
+
+
+async def test_a_session_ages(
+    upstream: StartUpstream, proxy: StartProxy, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After `SESSION_SECONDS` the certificate is verified again."""
+    monkeypatch.setattr(upstream_room, "SESSION_SECONDS", 0.0)
+    up = await upstream(GOOD, closing(GOOD), GOOD, tls=server_context(authority.issue_cert("127.0.0.1")))
+    p = await proxy(up)
+    for _ in range(3):
+        await ask(p)
+    resumed = [conn._wire.transport.get_extra_info("ssl_object").session_reused for conn in up.conns]
+    assert resumed == [False, False]
+
+
+async def test_nothing_of_a_tls_answer_is_lost_when_its_reader_is_slow(
+    upstream: StartUpstream, proxy: StartProxy, authority: trustme.CA
+) -> None:
+    """The provider ends while bytes wait in asyncio's TLS layer: every byte comes, to the last."""
+    sent = bytearray()
+    waiting = 0
+    done = asyncio.Event()
+
+    async def until_close(conn: Conn, _: Request) -> None:
+        nonlocal waiting
+        await conn.send(head(200, [JSON_TYPE]))
+        server = p.server
+        assert server is not None
+        assert server._upstream is not None
+        (connection,) = server._upstream._open
+        tls = connection.transport._ssl_protocol  # type: ignore[attr-defined]
+        while waiting < upstream_room.RECEIVE_BYTES + 1000 and len(sent) < 8_000_000:
+            piece = len(sent).to_bytes(4) * 4000
+            sent.extend(piece)
+            conn._wire.transport.write(piece)
+            await asyncio.sleep(0.002)
+            waiting = tls._incoming.pending
+        await conn.close()
+        done.set()
+
+    up = await upstream(until_close, tls=server_context(authority.issue_cert("127.0.0.1")))
+    p = await proxy(up)
+    client = await p.connect(receive_buffer=4096)
+    client.stop_reading()
+    await client.send(post(MESSAGES, asked()))
+    await up.received()
+    await done.wait()
+    await asyncio.sleep(0.1)
+    client.go_on_reading()
+    response = await client.response()
+    assert waiting > upstream_room.RECEIVE_BYTES
+    assert response.body == bytes(sent)
 
 
 async def test_a_cut_over_tls_is_a_cut(
