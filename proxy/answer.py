@@ -39,7 +39,7 @@ class Request(NamedTuple):
     origin: Origin
     method: str
     head: bytes
-    body: bytes | AsyncGenerator[bytes, None] | None
+    body: bytes | list[memoryview] | AsyncGenerator[bytes, None] | None
     chunked: bool
     network: NetworkConfig
     buffer_bytes: int
@@ -71,7 +71,9 @@ class Answer:
         self.ended = False
         self._connection: Connection | None = connection
         self._reused = connection.reused
-        self._request = request
+        self._request: Request | None = request
+        self._network = request.network
+        self._buffer_bytes = request.buffer_bytes
         self._loop = loop
         self._clock = time.monotonic  # What `loop.time` calls; this is done for every event.
         self._chunks: list[bytes] = []
@@ -87,8 +89,10 @@ class Answer:
 
     async def start(self) -> None:
         """Write the request and wait for the head."""
-        connection, request = self._connection, self._request
-        if connection is None or connection.transport.is_closing():
+        # Kept no longer than it is needed: a body may be megabytes, and an answer may last for minutes.
+        request, self._request = self._request, None
+        connection = self._connection
+        if request is None or connection is None or connection.transport.is_closing():
             raise self._lost_error()
         connection.await_until(self._loop.time() + request.network.first_byte_timeout)
         body = request.body
@@ -98,7 +102,7 @@ class Answer:
             connection.transport.write(b"%b\r\n%b" % (request.head, body))
         else:
             connection.transport.write(request.head + b"\r\n")
-            self._sending = self._loop.create_task(self._send(connection, body))
+            self._sending = self._loop.create_task(self._send(connection, body, chunked=request.chunked))
         while not self.status and self._error is None:
             self._waiter = self._loop.create_future()
             await self._waiter
@@ -199,7 +203,7 @@ class Answer:
             self.status, self.reason = connection.status, connection.reason
             self.fields = headers.Inbound(connection.headers)
             self.head_at = self._clock()
-            connection.await_until(self.head_at + self._request.network.idle_timeout)
+            connection.await_until(self.head_at + self._network.idle_timeout)
             self._wake()
         if connection.ended:
             self._detach(connection)
@@ -207,7 +211,7 @@ class Answer:
         elif connection.fault:
             self._set_error(_error(502, connection.fault, "" if self.status else "protocol"))
         elif self.status:
-            connection.due = self._clock() + self._request.network.idle_timeout
+            connection.due = self._clock() + self._network.idle_timeout
             if self._sink is not None and self._sink.slow:
                 # Stand still until the reader downstream has caught up.
                 self._pause()
@@ -239,25 +243,35 @@ class Answer:
     def take(self, data: bytes) -> None:
         self._chunks.append(data)
         self._waiting_bytes += len(data) + CHUNK_COST
-        if self._waiting_bytes > self._request.buffer_bytes:
+        if self._waiting_bytes > self._buffer_bytes:
             self._pause()
         self._wake()
 
     # Inside.
 
-    async def _send(self, connection: Connection, body: bytes | AsyncGenerator[bytes, None]) -> None:
+    async def _send(
+        self,
+        connection: Connection,
+        body: bytes | list[memoryview] | AsyncGenerator[bytes, None],
+        *,
+        chunked: bool,
+    ) -> None:
         """Write a body that is large or still on its way."""
-        slices = _slices(body) if isinstance(body, bytes) else body
+        slices: AsyncGenerator[bytes | memoryview, None]
+        if isinstance(body, bytes):
+            slices = _slices([memoryview(body)])
+        else:
+            slices = _slices(body) if isinstance(body, list) else body
         try:
             async with contextlib.aclosing(slices):
                 async for chunk in slices:
-                    data = b"%x\r\n%b\r\n" % (len(chunk), chunk) if self._request.chunked else chunk
+                    data = b"%x\r\n%b\r\n" % (len(chunk), bytes(chunk)) if chunked else chunk
                     connection.transport.write(data)
                     await connection.drain()
                     if not self.status:
                         # Upstream has nothing to answer before the body is there.
-                        connection.await_until(self._loop.time() + self._request.network.first_byte_timeout)
-            if self._request.chunked:
+                        connection.await_until(self._loop.time() + self._network.first_byte_timeout)
+            if chunked:
                 connection.transport.write(b"0\r\n\r\n")
         except ProxyError as error:
             self._set_error(error)
@@ -266,7 +280,7 @@ class Answer:
     def _patient(self) -> None:
         """Begin to wait for bytes of the body."""
         if self._connection is not None:
-            self._connection.await_until(self._clock() + self._request.network.idle_timeout)
+            self._connection.await_until(self._clock() + self._network.idle_timeout)
 
     def _wake(self) -> None:
         waiter, self._waiter = self._waiter, None
@@ -327,7 +341,8 @@ def _error(status: int, message: str, event: str, *, reused: bool = False) -> Pr
     return ProxyError(status, message, source=Source.UPSTREAM, event=event, reused=reused)
 
 
-async def _slices(body: bytes) -> AsyncGenerator[bytes, None]:
-    for start in range(0, len(body), SEND_BYTES):
-        yield body[start : start + SEND_BYTES]
-        await asyncio.sleep(0)
+async def _slices(parts: list[memoryview]) -> AsyncGenerator[memoryview, None]:
+    for part in parts:
+        for start in range(0, len(part), SEND_BYTES):
+            yield part[start : start + SEND_BYTES]
+            await asyncio.sleep(0)

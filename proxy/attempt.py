@@ -27,8 +27,8 @@ from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 
 from . import headers, keys, sse
-from .answer import Answer, Request
-from .body import splice
+from .answer import SEND_BYTES, Answer, Request
+from .body import splice, spliced
 from .config import Config, Key
 from .connection import Origin
 from .errors import ProxyError
@@ -193,16 +193,17 @@ class Runner:
     def _request(self, original: Original, target: Target, key: Key | None, *, fresh: bool) -> Request:
         provider = target.provider
         origin = self._origins[provider.name, original.wire_format]
-        body = original.body
-        if body is not None and original.scan is not None and original.plain:
-            body = splice(body, original.scan, target.model)
+        body = _body(original, target.model)
+        length = original.length
+        if body is not None:
+            length = sum(map(len, body)) if isinstance(body, list) else len(body)
         chunked = original.upload is not None and original.length is None
         head = original.outgoing.head(
             host=origin.host_field,
             own=headers.credential(original.wire_format, key.value.reveal()) if key else None,
             keep_credentials=target.is_default and not provider.keys and not provider.is_key_less,
             identity=original.identity,
-            length=len(body) if body is not None else original.length,
+            length=length,
             chunked=chunked,
         )
         line = b"%b %b%b HTTP/1.1\r\n" % (original.method.encode(), origin.path, original.path)
@@ -251,6 +252,14 @@ class _Tries:
                 self._retries += 1
                 return max(backoff, asked)
         return None
+
+
+def _body(original: Original, model: str) -> bytes | list[memoryview] | None:
+    """What is sent of a held body; in parts where a copy would be large."""
+    body, scan = original.body, original.scan
+    if body is None or scan is None or not original.plain:
+        return body
+    return spliced(body, scan, model) if len(body) > SEND_BYTES else splice(body, scan, model)
 
 
 def _replayable(original: Original, outcome: Outcome) -> bool:

@@ -118,16 +118,21 @@ def splice(body: bytes, scan: Scan, model: str) -> bytes:
 
     `scan` must be the scan of this `body`. `model` must be encodable as UTF-8.
     """
+    parts = spliced(body, scan, model)
+    return b"".join(parts) if len(parts) > 1 else body
+
+
+def spliced(body: bytes, scan: Scan, model: str) -> list[memoryview]:
+    """As `splice`, in parts: what stays is not copied."""
     edits = [(*scan.fallbacks_cut, b"")] if scan.fallbacks_cut else []
     if model != scan.model:
         edits.append((*scan.model_span, orjson.dumps(model)))
-    if not edits:
-        return body
-    pieces, kept = [], 0
+    whole = memoryview(body)
+    parts, kept = [], 0
     for start, end, new in sorted(edits):
-        pieces += [body[kept:start], new]
+        parts += [whole[kept:start], memoryview(new)]
         kept = end
-    return b"".join([*pieces, body[kept:]])
+    return [*parts, whole[kept:]]
 
 
 class _Ours:

@@ -164,6 +164,7 @@ class Handler:
         if exchange.stream and self._config.early_stream_after:
             running = self._early(running, original, exchange, reply)
         served = await running
+        del original, chosen, running  # A body may be megabytes, and a stream may last for minutes.
         try:
             await self._relay(request, route, served, exchange, reply)
         finally:

@@ -31,6 +31,9 @@ from .exchange import Exchange, Phase
 from .routes import Kind, Route
 from .scanner import Scanner
 
+LARGE_BYTES = 1048576
+"""A body above this size is put together in a thread."""
+
 
 class Original:
     """The request as it came. At most one of `body` and `upload` is set."""
@@ -128,6 +131,9 @@ async def _held(request: web.BaseRequest, exchange: Exchange, config: Config, de
         if exchange.bytes_in > limit:
             raise _too_large(limit)
         parts.append(part)
+    if exchange.bytes_in > LARGE_BYTES:
+        # Python lets others run while it joins so much, but only in another thread.
+        return await asyncio.to_thread(b"".join, parts)
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
