@@ -1,22 +1,14 @@
-"""Names that aiohttp and asyncio do not promise, and that `server` uses for what they save."""
+"""A name that asyncio does not promise, and that `server` uses for what it saves."""
 
 from __future__ import annotations
 
 from asyncio import selector_events
 
-from aiohttp import web
-from aiohttp.base_protocol import BaseProtocol
 from rawclient import asked, post
 from running import StartProxy, StartUpstream
 from scripted import MESSAGE, answer
 
 from proxy import server
-
-
-def test_a_protocol_says_whether_its_reading_is_paused() -> None:
-    """Were the name gone, `Door.resume_reading` would have to do what aiohttp's does."""
-    assert "_reading_paused" in BaseProtocol.__slots__
-    assert issubclass(web.RequestHandler, BaseProtocol)
 
 
 def test_a_transport_has_a_size_of_reads() -> None:
