@@ -9,11 +9,14 @@ import asyncio
 import gzip
 import json
 import random
+import ssl
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import pytest
+import trustme
 from rawclient import Client, asked, get, post, request_head
 from running import StartProxy, StartUpstream, keyed
 from scripted import (
@@ -34,6 +37,8 @@ from scripted import (
     stream_head,
     streamed,
 )
+
+from proxy.body import scan, splice
 
 MESSAGES = "/anthropic/v1/messages"
 GOOD = answer(body=MESSAGE)
@@ -461,3 +466,33 @@ async def test_own_keys_change_no_byte_of_a_body(upstream: StartUpstream, proxy:
     body = b'{"model"\t: "claude-2" , "x":[ 1.0 ] }\n'
     assert (await p.post(MESSAGES, body)).status == 200
     assert up.requests[0].body == body
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
+@pytest.mark.parametrize("first", [True, False], ids=["model first", "model last"])
+async def test_a_large_body_is_rewritten_as_a_small_one_is(
+    upstream: StartUpstream,
+    proxy: StartProxy,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    first: bool,
+    secure: bool,
+) -> None:
+    """It goes up in parts: what stays is the client's, and length, model and fallbacks are right."""
+    ours: dict[str, object] = {"model": "backup/claude-2", "fallbacks": ["backup/claude-3"]}
+    text = {"messages": [{"role": "user", "content": "caf\u00e9 \\n" * 400_000}]}
+    body = json.dumps({**ours, **text} if first else {**text, **ours}).encode()
+    tls = None
+    if secure:
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert("127.0.0.1").configure_cert(tls)
+    up = await upstream(answer(body=MESSAGE), tls=tls)
+    p = await proxy(providers={"anthropic": await upstream(), "backup": keyed(up, "main")})
+    response = await p.post("/anthropic/v1/messages", body)
+    assert (response.status, response.body) == (200, MESSAGE)
+    sent = up.requests[0].body
+    assert json.loads(sent) == {"model": "claude-2", **text}
+    assert sent == splice(body, scan(body), "claude-2")
