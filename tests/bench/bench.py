@@ -12,8 +12,8 @@ Facts
     when everything is open and warm, divided by the requests or events of that window. It is steadier than
     throughput on a shared machine; ratios within one round are steadier still, so the peers take turns.
   - The load program never sleeps; ``--block`` lets it. Then a write of a peer to it wakes the other core, by an
-    interrupt that costs the peer more than the write. On the 2-core KVM guest where this was written (medians
-    of 8 and 9 rounds) that added 7 to 10 µs to an event of every peer (nginx 14 to 22, Envoy 30 to 37, Verbatim
+    interrupt that costs the peer more than the write. On the 2-core KVM guest where this was written, with the
+    proxy's code of that day (2026-11-21, medians of 8 and 9 rounds), that added 7 to 10 µs to an event of every peer (nginx 14 to 22, Envoy 30 to 37, Verbatim
     35 to 44), and 32 to 48 to its delay. So it drew the ratios of events together: Verbatim to nginx from 2.4
     to 2.0. The same ratio of JSON requests scattered by 17 % instead of 10 %, those of events by 5 % instead of 7.
   - An interpreter built without optimizations is slower, by a third in an empty loop. Debian's is optimized but
