@@ -14,17 +14,19 @@ Pure: bytes and values in, bytes and values out. No asyncio, no clock, no I/O.
 
 Path: what a request walks through.
   exchange    one request's record             handle     THE PATH, read top to bottom
-  incoming    the request and its body         keys       credential -> key
+  incoming    the request and its body         bodies     the cap over all held ones
+  keys        credential -> key
   attempt     the plan's loop, every retry     upstream   the door to the providers, the pool
   connection  one connection                   answer     one upstream answer: sending, waiting, reading
   relay       an answer goes downstream         reply      one downstream answer as bytes
   pulse       when a ping is due               scanner    large bodies are scanned aside
 
 House: around it.
-  server      sockets, start, stop             metrics    ``/metrics``
-  accesslog   one line per request             demo       the show
-  demo_upstream  its provider                  demo_answers  what that says
-  systemd     sockets that are handed over     __main__   the command line
+  server      start, reload, stop              listener   sockets, accepting
+  door        one downstream connection        systemd    what it hands over and is told
+  metrics     ``/metrics``                     accesslog  one line per request
+  demo        the show                         demo_upstream  its provider
+  demo_answers  what that says                 __main__   the command line
 
 The rules (the first: a rule may be broken where a comment says why).
   1. ``upstream``, ``connection`` and ``answer`` alone know how an upstream connection works; ``reply``

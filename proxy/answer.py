@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import NamedTuple, Protocol
 
 from . import headers
@@ -81,7 +81,7 @@ class Answer:
         self._paused = False
         self._sink: Sink | None = None
         self._sending: asyncio.Task[None] | None = None
-        self._error: ProxyError | None = None
+        self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
         connection.attach(self, request.method)
 
@@ -107,8 +107,9 @@ class Answer:
             self._waiter = self._loop.create_future()
             await self._waiter
         if self._error is not None:
-            # Nothing is committed yet: another target may still answer whole.
-            self._error.event = self._error.event or "protocol"
+            if isinstance(self._error, ProxyError):
+                # Nothing is committed yet: another target may still answer whole.
+                self._error.event = self._error.event or "protocol"
             raise self._error
 
     async def pour(self, sink: Sink) -> bool:
@@ -165,16 +166,26 @@ class Answer:
             raise self._error
         return b"" if self.ended else None
 
-    async def body(self, limit: int) -> bytes:
-        """The rest of the body, whole. Raises `ProxyError` 502 beyond `limit` bytes."""
+    async def body(self, limit: int, hold: Callable[[int], None] | None = None) -> bytes:
+        """The rest of the body, whole; `hold` is told of its bytes as they come.
+
+        Raises `ProxyError` 502 beyond `limit` bytes, and whatever `hold` raises.
+        """
         parts = []
         size = 0
         while part := await self.read():
+            if hold is not None:
+                hold(len(part))
             parts.append(part)
             size += len(part)
             if size > limit:
                 raise _error(502, f"The provider's answer is larger than {limit} bytes.", "")
         return b"".join(parts)
+
+    @property
+    def sending(self) -> bool:
+        """Whether a part of the request's body is still on its way."""
+        return self._sending is not None
 
     def abort(self) -> None:
         """Close the connection at once unless the answer is complete. May be called again."""
@@ -273,7 +284,8 @@ class Answer:
                         connection.await_until(self._loop.time() + self._network.first_byte_timeout)
             if chunked:
                 connection.transport.write(b"0\r\n\r\n")
-        except ProxyError as error:
+        except Exception as error:
+            # Whoever waits for the answer gets it; nobody waits for this task.
             self._set_error(error)
         self._sending = None
 
@@ -331,7 +343,7 @@ class Answer:
             502, "The provider closed the connection without an answer.", "reset", reused=self._reused
         )
 
-    def _set_error(self, error: ProxyError) -> None:
+    def _set_error(self, error: Exception) -> None:
         if self._error is None:
             self._error = error
         self._wake()

@@ -137,8 +137,21 @@ class Config:
     max_body_bytes: int = _setting(
         33554432, number(1, whole=True), "The largest body of a model request; beyond it the answer is 413."
     )
+    max_buffered_bytes: int = _setting(
+        536870912,
+        number(1, whole=True),
+        "The most bytes of bodies held at a time, all requests together; beyond it the answer is 503.",
+    )
+    head_timeout: float = _setting(
+        10.0,
+        _SECONDS,
+        "Seconds that a request head may take, and a new connection until its first; then the answer is 408.",
+    )
     body_timeout: float = _setting(
-        30.0, _SECONDS, "Seconds without a byte of an unfinished request body; then the answer is 408."
+        30.0,
+        _SECONDS,
+        "Seconds in which a request body must come to its end, or by 4096 bytes further; else the answer"
+        " is 408.",
     )
     send_timeout: float = _setting(
         300.0,
@@ -208,6 +221,10 @@ def load(source: str, environ: Mapping[str, str], read: Callable[[str], str]) ->
     if root is None:
         raise ConfigError([Problem("providers", 1, "is missing, and there is no default: the file is empty")])
     config: Config = document.read(record(Config), root, ())
+    sizes = (config.max_body_bytes, config.max_buffered_bytes) if config is not BROKEN else ()
+    if sizes and BROKEN not in sizes and sizes[0] > sizes[1]:
+        wrong = f"less than max_body_bytes, which is {sizes[0]}"
+        document.problem(("max_buffered_bytes",), wrong)
     if config is not BROKEN and config.providers is not BROKEN:
         config = _with_defaults(document, config)
         _check_models(document, config)

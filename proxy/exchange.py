@@ -61,6 +61,8 @@ class Exchange:
     """Attempts that were made; those skipped are not."""
     upstream_id = ""
     bytes_in = 0
+    held = 0
+    """Bytes of bodies that `bodies` counts for it now."""
     bytes_out = 0
     head_at = 0.0
     first_at = 0.0

@@ -2,7 +2,7 @@
 
 ::
 
-    check -> route -> key -> read (limited) -> scan -> plan
+    check -> route -> key -> intake.read (limited, scanned) -> plan
           -> attempt.run [ body.splice -> Outgoing.head -> upstream.open ]*
           ---- commit point: nothing below is retried ----
           -> relay.copy
@@ -22,6 +22,7 @@ Not here: how anything is done. Each step has its room.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import random
 import re
@@ -29,19 +30,21 @@ import secrets
 import time
 import traceback
 from collections.abc import Coroutine
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 from aiohttp import web
 
 from . import errors, headers, incoming, keys, plan, relay, results, routes, sse
 from .attempt import Runner, Served
+from .bodies import Bodies
 from .config import Config
 from .errors import ProxyError, Source
 from .exchange import Exchange, Phase
-from .incoming import Original
+from .incoming import Intake, Original
 from .reply import Reply
 from .routes import Kind, Route
 from .scanner import Scanner
+from .upstream import Upstream
 
 logger = logging.getLogger(__name__)
 
@@ -64,19 +67,35 @@ class Metrics(Protocol):
     def text(self) -> bytes: ...
 
 
+class Rules(NamedTuple):
+    """What a config means for a request. A request keeps those that it began with."""
+
+    config: Config
+    planner: plan.Planner
+    runner: Runner
+
+
 class Handler:
     """Handles requests. One per server."""
 
-    def __init__(self, config: Config, scanner: Scanner, runner: Runner, metrics: Metrics, log: Log) -> None:
-        self._config = config
-        self._scanner = scanner
+    def __init__(
+        self, config: Config, scanner: Scanner, upstream: Upstream, metrics: Metrics, log: Log
+    ) -> None:
         self._rng = random.Random(secrets.randbits(64))
-        self._planner = plan.Planner(config)
-        self._runner = runner
+        self._upstream = upstream
+        self._bodies = Bodies(config.max_buffered_bytes)
+        self._intake = Intake(scanner, self._bodies)
         self._metrics = metrics
         self._log = log
         self._loop = asyncio.get_running_loop()
         self._open: dict[asyncio.Task[Any], tuple[Exchange, Reply]] = {}
+        self._retired = False
+        self.use(config)
+
+    def use(self, config: Config) -> None:
+        """Handle every new request by this config."""
+        self._rules = Rules(config, plan.Planner(config), Runner(config, self._upstream, self._rng))
+        self._bodies.limit = config.max_buffered_bytes
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         loop = self._loop
@@ -87,20 +106,23 @@ class Handler:
             started=loop.time(),
             at=time.time(),
         )
-        reply = Reply(request, exchange, self._config, loop)
+        rules = self._rules
+        reply = Reply(request, exchange, rules.config, loop)
+        if self._retired:
+            reply.close()
         self._metrics.begin()
         task = cast(asyncio.Task[Any], asyncio.current_task(loop))
         self._open[task] = exchange, reply
         try:
             try:
-                await self._serve(request, exchange, reply)
+                await self._serve(request, rules, exchange, reply)
             except ProxyError as error:
                 error.__traceback__ = None  # Its frames hold the request, and they hold it: a cycle.
                 exchange.fail(error)
                 if exchange.committed:
                     await relay.cut(reply, exchange, error)
                 else:
-                    _refuse(reply, exchange, error)
+                    refuse(reply, exchange, error)
         except ConnectionError:
             exchange.finish("D")
             reply.abort()
@@ -117,19 +139,22 @@ class Handler:
         finally:
             del self._open[task]
             reply.stop()
+            self._bodies.let_go(exchange)
             exchange.ended = loop.time()
             exchange.tokens = exchange.usage.counts()
             self._metrics.observe(exchange)
             self._log.log(exchange)
         return cast(web.StreamResponse, reply)
 
-    async def drain(self, seconds: float) -> None:
-        """Let open requests finish for `seconds`; then end those that did not."""
-        if self._open:
-            await asyncio.wait(self._open, timeout=seconds)
-        ended = self.end_open()
-        if ended:
-            await asyncio.wait(ended)
+    def buffered(self) -> int:
+        """Bytes of bodies that are held, all requests together."""
+        return self._bodies.bytes
+
+    def retire(self) -> None:
+        """Let every connection end with the reply that it carries, or carries next; ``/health`` says so."""
+        self._retired = True
+        for _, reply in self._open.values():
+            reply.close()
 
     def end_open(self) -> list[asyncio.Task[Any]]:
         """End every open request now: with an error before its commit point, with a reset after it."""
@@ -140,7 +165,8 @@ class Handler:
             task.cancel()
         return list(self._open)
 
-    async def _serve(self, request: web.BaseRequest, exchange: Exchange, reply: Reply) -> None:
+    async def _serve(self, request: web.BaseRequest, rules: Rules, exchange: Exchange, reply: Reply) -> None:
+        config = rules.config
         incoming.check(request)
         exchange.phase = Phase.PLAN
         route = exchange.route = routes.match(
@@ -152,31 +178,38 @@ class Handler:
             self._answer(route, reply)
             return
         outgoing = headers.Outgoing(request.raw_headers)
-        keys.authenticate(self._config, outgoing)
+        keys.authenticate(config, outgoing)
 
         exchange.phase = Phase.READ
-        original = await incoming.read(request, route, outgoing, exchange, self._config, self._scanner)
+        original = await self._intake.read(request, route, outgoing, exchange, config)
         exchange.phase = Phase.PLAN
-        chosen = self._planner.plan(original.wire_format, original.scan, plain=original.plain)
+        chosen = rules.planner.plan(original.wire_format, original.scan, plain=original.plain)
         exchange.attempts.extend(chosen.skipped)
 
-        running = self._runner.run(original, chosen, exchange)
-        if exchange.stream and self._config.early_stream_after:
-            running = self._early(running, original, exchange, reply)
+        running = rules.runner.run(original, chosen, exchange)
+        if exchange.stream and config.early_stream_after:
+            running = self._early(running, original, config.early_stream_after, exchange, reply)
         served = await running
         del original, chosen, running  # A body may be megabytes, and a stream may last for minutes.
+        if not served.answer.sending:
+            self._bodies.let_go(exchange)
         try:
-            await self._relay(request, route, served, exchange, reply)
+            await self._relay(request, route, config, served, exchange, reply)
         finally:
             served.answer.abort()
 
     async def _early(
-        self, running: Coroutine[Any, Any, Served], original: Original, exchange: Exchange, reply: Reply
+        self,
+        running: Coroutine[Any, Any, Served],
+        original: Original,
+        seconds: float,
+        exchange: Exchange,
+        reply: Reply,
     ) -> Served:
         """Commit to a stream while upstream is still thinking."""
         task = asyncio.ensure_future(running)
         try:
-            await asyncio.wait([task], timeout=self._config.early_stream_after)
+            await asyncio.wait([task], timeout=seconds)
             if not task.done():
                 reply.stream(sse.PINGS[original.wire_format])
                 await relay.commit_early(task, reply, exchange)
@@ -190,7 +223,13 @@ class Handler:
             raise
 
     async def _relay(
-        self, request: web.BaseRequest, route: Route, served: Served, exchange: Exchange, reply: Reply
+        self,
+        request: web.BaseRequest,
+        route: Route,
+        config: Config,
+        served: Served,
+        exchange: Exchange,
+        reply: Reply,
     ) -> None:
         """The commit point, and everything after it."""
         answer = served.answer
@@ -211,8 +250,9 @@ class Handler:
             return
         if answer.fields.get(b"content-encoding") is not None:
             raise ProxyError(502, "The provider compressed a batch answer unasked.", source=Source.UPSTREAM)
-        body = served.held + await answer.body(self._config.max_body_bytes)
-        body = results.localized(body, _own_origin(self._config, request) + route.prefix)
+        hold = functools.partial(self._bodies.hold, exchange)
+        body = served.held + await answer.body(config.max_body_bytes, hold)
+        body = results.localized(body, _own_origin(config, request) + route.prefix)
         head.set_length(len(body))
         reply.begin(answer.status, answer.reason, head, body)
         # A list of batches can be megabytes, and its reader slow.
@@ -224,6 +264,8 @@ class Handler:
         if route.kind is Kind.METRICS:
             content_type = self._metrics.content_type.encode()
             reply.whole(200, headers.Head([(b"Content-Type", content_type)]), self._metrics.text())
+        elif self._retired:
+            reply.whole(503, headers.Head([_JSON]), b'{"status":"draining"}')
         else:
             reply.whole(200, headers.Head([_JSON]), b'{"status":"ok"}')
 
@@ -233,7 +275,7 @@ _JSON = (b"Content-Type", b"application/json")
 _HOST = re.compile(rb"[A-Za-z0-9._-]+(:[0-9]+)?|\[[0-9A-Fa-f:.]+\](:[0-9]+)?")
 
 
-def _refuse(reply: Reply, exchange: Exchange, error: ProxyError) -> None:
+def refuse(reply: Reply, exchange: Exchange, error: ProxyError) -> None:
     """Say what went wrong, as a whole answer."""
     if exchange.route is None:
         # What could not be routed may not be framed as we think: CONNECT has no body, whatever it says.
@@ -251,7 +293,7 @@ def _stop(reply: Reply, exchange: Exchange, error: ProxyError) -> None:
         return
     reply.close()
     try:
-        _refuse(reply, exchange, error)
+        refuse(reply, exchange, error)
     except ConnectionError:
         # The client left in this very turn: its cancellation is on the way.
         reply.abort()

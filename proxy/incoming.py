@@ -4,6 +4,7 @@ Facts
   - aiohttp takes HTTP/0.9 and HTTP/2.0 request lines and codings like ``gzip, chunked``. The next hop
     may read such a request as another one (RFC 9112 section 6.1), so they are refused here.
   - aiohttp has no limit on a body's size and no timer on its arrival where the body is read as here.
+    Silence alone is no measure: a byte now and then would hold a connection for ever.
   - A client that sent ``Expect: 100-continue`` waits before it sends the body (RFC 9110 section 10.1.1).
 
 Rules
@@ -24,6 +25,7 @@ from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from . import coding, headers
+from .bodies import Bodies
 from .body import Scan
 from .config import Config
 from .errors import ProxyError, Source
@@ -33,6 +35,9 @@ from .scanner import Scanner
 
 LARGE_BYTES = 1048576
 """A body above this size is put together in a thread."""
+
+STEP_BYTES = 4096
+"""A body must come by so much, or to its end, within ``body_timeout`` of waiting for it."""
 
 
 class Original:
@@ -82,88 +87,116 @@ def check(request: web.BaseRequest) -> None:
         raise _bad(417, "The only expectation known here is 100-continue.")
 
 
-async def read(
-    request: web.BaseRequest,
-    route: Route,
-    outgoing: headers.Outgoing,
-    exchange: Exchange,
-    config: Config,
-    scanner: Scanner,
-) -> Original:
-    """The request as it came; on a model route with its body, scanned.
+class Intake:
+    """Takes requests in. One per server."""
 
-    Raises `ProxyError`: 400 for a body that breaks the rules, 408, 413, 415.
-    """
-    original = Original(request, route, outgoing)
-    if route.kind is Kind.MODEL:
-        original.body = body = await _held(request, exchange, config, original.length or 0)
-        exchange.phase = Phase.PLAN
-        plain = body
-        if hdrs.CONTENT_ENCODING in request.headers:
-            codings = ", ".join(request.headers.getall(hdrs.CONTENT_ENCODING))
-            original.plain = codings.strip().lower() in ("identity", "")
-            if not original.plain:
-                plain = await asyncio.to_thread(coding.decoded, body, codings, config.max_body_bytes)
-        scanned = await scanner.scan(plain)
-        original.scan = scanned
-        exchange.model, exchange.stream = scanned.model, scanned.stream
-        original.identity = original.identity or scanned.stream
-    elif request.body_exists:
-        original.upload = _upload(request, exchange, config)
-    return original
+    def __init__(self, scanner: Scanner, bodies: Bodies) -> None:
+        self._scanner = scanner
+        self._bodies = bodies
 
+    async def read(
+        self,
+        request: web.BaseRequest,
+        route: Route,
+        outgoing: headers.Outgoing,
+        exchange: Exchange,
+        config: Config,
+    ) -> Original:
+        """The request as it came; on a model route with its body, scanned.
 
-async def _held(request: web.BaseRequest, exchange: Exchange, config: Config, declared: int) -> bytes:
-    limit = config.max_body_bytes
-    if declared > limit:
-        raise _too_large(limit)
-    await _continue(request)
-    content = request.content
-    if content.is_eof() and content.exception() is None:
-        # It came with its head: no wait, no timer.
-        body = content.read_nowait()
-        exchange.bytes_in = len(body)
-        if len(body) > limit:
+        Raises `ProxyError`: 400 for a body that breaks the rules, 408, 413, 415, 503.
+        """
+        original = Original(request, route, outgoing)
+        if route.kind is Kind.MODEL:
+            original.body = body = await self._held(request, exchange, config, original.length or 0)
+            exchange.phase = Phase.PLAN
+            plain = body
+            if hdrs.CONTENT_ENCODING in request.headers:
+                codings = ", ".join(request.headers.getall(hdrs.CONTENT_ENCODING))
+                original.plain = codings.strip().lower() in ("identity", "")
+                if not original.plain:
+                    plain = await asyncio.to_thread(coding.decoded, body, codings, config.max_body_bytes)
+            scanned = await self._scanner.scan(plain)
+            original.scan = scanned
+            exchange.model, exchange.stream = scanned.model, scanned.stream
+            original.identity = original.identity or scanned.stream
+        elif request.body_exists:
+            original.upload = _upload(request, exchange, config)
+        return original
+
+    async def _held(self, request: web.BaseRequest, exchange: Exchange, config: Config, length: int) -> bytes:
+        limit = config.max_body_bytes
+        if length > limit:
             raise _too_large(limit)
-        return body
-    parts = []
-    while part := await _part(request, exchange, config):
-        if exchange.bytes_in > limit:
-            raise _too_large(limit)
-        parts.append(part)
-    if exchange.bytes_in > LARGE_BYTES:
-        # Python lets others run while it joins so much, but only in another thread.
-        return await asyncio.to_thread(b"".join, parts)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+        self._bodies.expect(length)
+        await _continue(request)
+        content = request.content
+        if content.is_eof() and content.exception() is None:
+            # It came with its head: no wait, no timer.
+            body = content.read_nowait()
+            exchange.bytes_in = len(body)
+            if len(body) > limit:
+                raise _too_large(limit)
+            self._bodies.hold(exchange, len(body))
+            return body
+        parts = []
+        arrival = _Arrival(request, exchange, config)
+        while part := await arrival.part():
+            if exchange.bytes_in > limit:
+                raise _too_large(limit)
+            self._bodies.hold(exchange, len(part))
+            parts.append(part)
+        if exchange.bytes_in > LARGE_BYTES:
+            # Python lets others run while it joins so much, but only in another thread.
+            return await asyncio.to_thread(b"".join, parts)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 async def _upload(
     request: web.BaseRequest, exchange: Exchange, config: Config
 ) -> AsyncGenerator[bytes, None]:
     await _continue(request)
-    while part := await _part(request, exchange, config):
+    arrival = _Arrival(request, exchange, config)
+    while part := await arrival.part():
         yield part
 
 
-async def _part(request: web.BaseRequest, exchange: Exchange, config: Config) -> bytes:
-    """The next bytes of the body, ``b""`` after the last."""
-    content = request.content
-    try:
-        if content.is_eof():
-            part = content.read_nowait()
-        else:
-            async with asyncio.timeout(config.body_timeout):
-                part = await content.readany()
-    except TimeoutError:
-        raise ProxyError(
-            408, "The request body did not arrive in time.", source=Source.DOWNSTREAM, event="timeout"
-        ) from None
-    except ConnectionError:
-        raise _bad(400, "The client left.") from None
-    except (web.RequestPayloadError, HttpProcessingError):
-        raise _bad(400, "The request body is not framed as its header fields say.") from None
-    exchange.bytes_in += len(part)
-    return part
+class _Arrival:
+    """A body as it arrives, and the patience with it. While nobody waits for it, none is used up."""
+
+    __slots__ = ("_came", "_content", "_exchange", "_left", "_patience")
+
+    def __init__(self, request: web.BaseRequest, exchange: Exchange, config: Config) -> None:
+        self._content = request.content
+        self._exchange = exchange
+        self._patience = self._left = config.body_timeout
+        self._came = 0
+
+    async def part(self) -> bytes:
+        """The next bytes of the body, ``b""`` after the last."""
+        content = self._content
+        try:
+            if content.is_eof():
+                part = content.read_nowait()
+            else:
+                clock = asyncio.get_running_loop().time
+                began = clock()
+                async with asyncio.timeout(self._left):
+                    part = await content.readany()
+                self._left -= clock() - began
+        except TimeoutError:
+            raise ProxyError(
+                408, "The request body did not arrive in time.", source=Source.DOWNSTREAM, event="timeout"
+            ) from None
+        except ConnectionError:
+            raise _bad(400, "The client left.") from None
+        except (web.RequestPayloadError, HttpProcessingError):
+            raise _bad(400, "The request body is not framed as its header fields say.") from None
+        self._exchange.bytes_in += len(part)
+        self._came += len(part)
+        if self._came >= STEP_BYTES:
+            self._came, self._left = 0, self._patience
+        return part
 
 
 async def _continue(request: web.BaseRequest) -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -103,7 +103,9 @@ class Metrics(Collector):
     content_type = CONTENT_TYPE_LATEST
 
     def __init__(self, config: Config) -> None:
-        self._models = {target.partition("/")[2] for targets in config.models.values() for target in targets}
+        self._models: set[str] = set()
+        self._gauges: list[tuple[str, str, Callable[[], float]]] = []
+        self._reloads = {"good": 0, "refused": 0}
         self._active = 0
         self._pings = 0
         self._endings: dict[str, int] = defaultdict(int)
@@ -111,6 +113,21 @@ class Metrics(Collector):
         self._served: dict[tuple[str, ...], _Served] = defaultdict(_Served)
         self._registry = CollectorRegistry()
         self._registry.register(self)
+        self.use(config)
+
+    def use(self, config: Config) -> None:
+        """Count by this config from now on."""
+        self._configured = {
+            target.partition("/")[2] for targets in config.models.values() for target in targets
+        }
+
+    def gauge(self, name: str, documentation: str, read: Callable[[], float]) -> None:
+        """Show what `read` returns when the metrics are asked for."""
+        self._gauges.append((name, documentation, read))
+
+    def reloaded(self, *, good: bool) -> None:
+        """Count a reload of the config, or the refusal of one."""
+        self._reloads["good" if good else "refused"] += 1
 
     def begin(self) -> None:
         self._active += 1
@@ -159,6 +176,12 @@ class Metrics(Collector):
         for ending, count in self._endings.items():
             endings.add_metric([ending], count)
         yield endings
+        reloads = CounterMetricFamily("verbatim_config_reloads", "Reloads, by outcome.", labels=["outcome"])
+        for outcome, count in self._reloads.items():
+            reloads.add_metric([outcome], count)
+        yield reloads
+        for name, documentation, read in self._gauges:
+            yield GaugeMetricFamily(name, documentation, value=read())
         yield from self._collect_requests()
         yield from self._collect_served()
 
@@ -216,7 +239,7 @@ class Metrics(Collector):
 
     def _model(self, model: str, good: bool) -> str:
         """`model` as a label: a name joins the set when upstream has answered for it, while there is room."""
-        if model in self._models:
+        if model in self._configured or model in self._models:
             return model
         if good and len(self._models) < MAX_MODELS:
             self._models.add(model)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from rawclient import asked, post
+import pytest
+from rawclient import asked, connect, get, post, request_head
 from running import StartProxy, StartUpstream
-from scripted import MESSAGE_EVENTS, Conn, Request, answer, chunk, stream_head
+from scripted import MESSAGE_EVENTS, Conn, Request, answer, chunk, raw, stream_head
 
 MESSAGES = "/anthropic/v1/messages"
 
@@ -133,7 +134,7 @@ async def test_a_client_that_leaves_does_not_spoil_the_drain_of_others(
     await up.received(2)
     stopping = asyncio.ensure_future(p.stop())
     await asyncio.sleep(0)
-    for connection in list(p.server._runner.server.connections):
+    for connection in list(p.server._downstream.connections):
         if connection.transport.get_extra_info("peername") == leaving.wire.transport.get_extra_info(
             "sockname"
         ):
@@ -141,4 +142,112 @@ async def test_a_client_that_leaves_does_not_spoil_the_drain_of_others(
     p.server.hurry()
     async with asyncio.timeout(5):
         assert (await staying.response("POST")).status == 503
+        await stopping
+
+
+# While it drains.
+
+
+async def test_health_says_draining(upstream: StartUpstream, proxy: StartProxy) -> None:
+    """On a connection that is open, while others finish; it is told to close, and new ones are refused."""
+    p = await proxy(await upstream(hangs_before_the_head), drain_timeout=30)
+    busy, asking = await p.connect(), await p.connect()
+    await busy.send(post(MESSAGES, asked()))
+    await asking.send(get("/health"))
+    assert (await asking.response("GET")).body == b'{"status":"ok"}'
+    port = p.port
+    stopping = asyncio.ensure_future(p.stop())
+    await asyncio.sleep(0)
+    await asking.send(get("/health"))
+    response = await asking.response("GET")
+    assert (response.status, response.body) == (503, b'{"status":"draining"}')
+    assert response.header("connection") == b"close"
+    assert await asking.eof() == "fin"
+    with pytest.raises(ConnectionRefusedError):
+        await connect(port)
+    p.server.hurry()
+    assert (await busy.response()).status == 503
+    await stopping
+
+
+async def test_a_request_on_an_open_connection_is_still_served(
+    upstream: StartUpstream, proxy: StartProxy
+) -> None:
+    """It may have been on its way; its reply says that it was the last here."""
+    up = await upstream(answer(body=b"1"), answer(body=b"2"))
+    p = await proxy(up, drain_timeout=30)
+    client = await p.connect()
+    await client.send(post(MESSAGES, asked()))
+    assert (await client.response()).header("connection") is None
+    stopping = asyncio.ensure_future(p.stop())
+    await asyncio.sleep(0)
+    await client.send(post(MESSAGES, asked()))
+    response = await client.response()
+    assert (response.status, response.body, response.header("connection")) == (200, b"2", b"close")
+    async with asyncio.timeout(5):
+        await stopping
+    assert await client.eof() == "fin"
+
+
+async def test_an_upload_goes_on(upstream: StartUpstream, proxy: StartProxy) -> None:
+    """A request whose body is still coming in is open: all of it is taken."""
+    come = asyncio.Event()
+
+    async def step(conn: Conn) -> None:
+        await conn.read_until(b"\r\n\r\nfirst")
+        come.set()
+        await conn.read_until(b"last")
+        await conn.send(answer(body=b"{}"))
+
+    p = await proxy(await upstream(raw(step)), drain_timeout=30)
+    client = await p.connect()
+    fields = [(b"Host", b"h"), (b"Content-Length", b"9")]
+    await client.send(request_head("POST", "/anthropic/v1/files", fields) + b"first")
+    await come.wait()
+    stopping = asyncio.ensure_future(p.stop())
+    # Longer than the grace in which any connection is served.
+    await asyncio.sleep(0.4)
+    await client.send(b"last")
+    response = await client.response()
+    assert (response.status, response.header("connection")) == (200, b"close")
+    await stopping
+
+
+async def test_a_head_that_has_begun_is_waited_for(upstream: StartUpstream, proxy: StartProxy) -> None:
+    """A connection on which a request is coming in is not idle."""
+    p = await proxy(await upstream(answer(body=b"{}")), drain_timeout=30)
+    client = await p.connect()
+    request = post(MESSAGES, asked())
+    await client.send(request[:40])
+    assert (await p.get("/health")).status == 200
+    stopping = asyncio.ensure_future(p.stop())
+    await asyncio.sleep(0.4)
+    await client.send(request[40:])
+    assert (await client.response()).status == 200
+    await stopping
+
+
+async def test_a_stream_that_ends_in_time_ends_its_connection(
+    upstream: StartUpstream, proxy: StartProxy
+) -> None:
+    """It was begun as one of many on its connection; after its last chunk the connection is closed."""
+    go = asyncio.Event()
+
+    async def step(conn: Conn, _: Request) -> None:
+        await conn.send(stream_head() + chunk(MESSAGE_EVENTS[0]))
+        await go.wait()
+        await conn.send(chunk(MESSAGE_EVENTS[-1]) + b"0\r\n\r\n")
+
+    p = await proxy(await upstream(step), drain_timeout=30)
+    client = await p.connect()
+    await client.send(post(MESSAGES, asked(stream=True)))
+    await client.head()
+    stopping = asyncio.ensure_future(p.stop())
+    await asyncio.sleep(0.4)
+    go.set()
+    response = await client.rest()
+    assert response.complete
+    assert response.body == MESSAGE_EVENTS[0] + MESSAGE_EVENTS[-1]
+    assert await client.eof() == "fin"
+    async with asyncio.timeout(5):
         await stopping

@@ -1,19 +1,27 @@
-"""A name that asyncio does not promise, and that `server` uses for what it saves."""
+"""Names that asyncio and aiohttp do not promise, and that `proxy.door` uses for what it adds."""
 
 from __future__ import annotations
 
 from asyncio import selector_events
 
+from aiohttp import web_protocol
 from rawclient import asked, post
 from running import StartProxy, StartUpstream
 from scripted import MESSAGE, answer
 
-from proxy import server
+from proxy import door
 
 
 def test_a_transport_has_a_size_of_reads() -> None:
     """Were the name gone, setting it would do nothing, and each read would map new memory."""
-    assert selector_events._SelectorTransport.max_size > server.RECEIVE_BYTES
+    assert selector_events._SelectorTransport.max_size > door.RECEIVE_BYTES
+
+
+def test_aiohttp_has_what_a_door_looks_at() -> None:
+    """What the door reads and sets of aiohttp's connection is there, and means what it meant."""
+    slots = set(web_protocol.RequestHandler.__slots__) | set(web_protocol.BaseProtocol.__slots__)
+    assert {"_waiter", "_messages", "_current_request", "_lingering_time", "_reading_paused"} <= slots
+    assert web_protocol._ErrInfo(status=408, exc=TimeoutError(), message="").status == 408
 
 
 async def test_the_size_is_set(upstream: StartUpstream, proxy: StartProxy) -> None:
@@ -23,9 +31,7 @@ async def test_the_size_is_set(upstream: StartUpstream, proxy: StartProxy) -> No
     client = await p.connect()
     await client.send(post("/anthropic/v1/messages", asked()))
     await client.response()
-    assert p.server is not None
-    assert p.server._runner is not None
-    assert p.server._runner.server is not None
-    (door,) = p.server._runner.server.connections
-    assert door.transport is not None
-    assert door.transport.max_size == server.RECEIVE_BYTES
+    assert p.server._downstream is not None
+    (connection,) = p.server._downstream.connections
+    assert connection.transport is not None
+    assert connection.transport.max_size == door.RECEIVE_BYTES

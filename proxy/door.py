@@ -1,0 +1,213 @@
+"""The door downstream: one connection, as aiohttp parses it, and what aiohttp leaves open.
+
+Facts
+  - aiohttp's own error answers echo the line that it could not parse, key included, and its logger
+    prints it. `Door` answers and logs in its place.
+  - aiohttp has no timer for a request head but the one for idle connections, which every request renews.
+  - A body that breaks off in the middle of an upload (a bad chunk) is told to nobody: the parser's error
+    waits behind the request whose body it is.
+  - While we do not read, a client that leaves is not noticed: its FIN stands behind bytes that nobody takes.
+    poll(2) tells of it all the same (POLLRDHUP).
+
+Rules
+  1. A head is complete within ``head_timeout`` of the connection's first moment, or of a later head's first
+     byte; 408 otherwise, and silence for who was silent.
+  2. A connection is `idle` when no byte of a request is in.
+
+Not here: accepting connections (`listener`), requests (`handle`), answers (`reply`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import select
+import time
+from collections.abc import Callable
+from typing import Any, cast
+
+from aiohttp import web
+from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
+from aiohttp.streams import EMPTY_PAYLOAD
+from aiohttp.web_protocol import _ErrInfo
+
+from .accesslog import AccessLog
+from .config import Config
+from .errors import ProxyError, Source
+from .exchange import Exchange
+from .handle import Handler, refuse
+from .metrics import Metrics
+from .reply import Reply
+
+RECEIVE_BYTES = 65536
+"""The most that one read from downstream brings."""
+
+LINGER_SECONDS = 2
+"""How long an answer that came before the end of its request may still be read."""
+
+LOOK_SECONDS = 0.5
+"""How often a connection that is not read is asked whether its client is still there."""
+
+_HALF_CLOSED = getattr(select, "POLLRDHUP", 0)
+"""What poll(2) is asked for, where the system knows it; it always tells of a reset."""
+
+
+class Downstream(web.Server):
+    """aiohttp's low-level server, which makes the doors."""
+
+    def __init__(
+        self, handler: Handler, metrics: Metrics, log: AccessLog, config: Config, left: Callable[[], None]
+    ) -> None:
+        super().__init__(handler)
+        self.handler_cancellation = True
+        self.loop = asyncio.get_running_loop()
+        self.metrics = metrics
+        self.log = log
+        self._left = left
+        self.use(config)
+
+    def use(self, config: Config) -> None:
+        """Go by this config on every new connection."""
+        self.config = config
+        self.max_waiting = config.max_buffer_bytes // 4
+        # aiohttp takes None for no access log of its own, which its annotation does not say.
+        self.settings: dict[str, Any] = {
+            "access_log": None,
+            "auto_decompress": False,
+            "lingering_time": LINGER_SECONDS,
+            "keepalive_timeout": config.keepalive_timeout,
+        }
+
+    def __call__(self) -> web.RequestHandler:
+        return Door(self)
+
+    def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
+        super().connection_lost(handler, exc)
+        self._left()
+
+    def close_idle(self) -> None:
+        """Close the connections on which nothing is going on."""
+        for door in cast(list[Door], self.connections):
+            if door.idle:
+                door.force_close()
+
+
+class Door(web.RequestHandler):
+    """One downstream connection."""
+
+    __slots__ = ("_began", "_downstream", "_head_timer", "_look_timer")
+
+    def __init__(self, downstream: Downstream) -> None:
+        super().__init__(downstream, loop=downstream.loop, **downstream.settings)
+        self._downstream = downstream
+        self._began = False
+        """Whether a part of a head is in."""
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._look_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether it waits for a request of which no byte has come."""
+        waiter = self._waiter
+        return waiter is not None and not waiter.done() and not self._began
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # asyncio reads into a new buffer of 256 KiB each time, which malloc maps and unmaps; 64 KiB it keeps.
+        transport.max_size = RECEIVE_BYTES  # type: ignore[attr-defined]
+        cast(asyncio.Transport, transport).set_write_buffer_limits(self._downstream.max_waiting)
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        for timer in (self._head_timer, self._look_timer):
+            if timer is not None:
+                timer.cancel()
+        self._head_timer = self._look_timer = None
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            # A request is in; what came belongs to it, or stands behind it.
+            self._began = False
+            if self._head_timer is not None:
+                self._head_timer.cancel()
+                self._head_timer = None
+            if self._messages and isinstance(self._messages[-1][0], _ErrInfo):
+                self._break_body()
+        elif data and not self._began:
+            self._began = True
+            if self._head_timer is None:
+                self._await_head()
+
+    def pause_reading(self) -> None:
+        super().pause_reading()
+        if self._look_timer is None:
+            self._look_timer = self._loop.call_later(LOOK_SECONDS, self._look)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what is not a request, without repeating a byte of it."""
+        if status not in (400, 408):
+            # The handler answers for its own failures. Whatever this is, an answer may have been begun.
+            raise ConnectionResetError
+        now = self._loop.time()
+        exchange = Exchange("req_" + secrets.token_hex(12), "-", "-", now, time.time())
+        exchange.ended = now
+        if isinstance(exc, LineTooLong):
+            error = _bad(431, "A header line is longer than 8190 bytes.")
+        elif isinstance(exc, BadHttpMessage) and exc.message == "Too many headers received":
+            error = _bad(431, "There are more than 128 header fields.")
+        elif status == 408:
+            error = _bad(408, "The request head did not arrive in time.", "timeout")
+        else:
+            error = _bad(400, "This is not a well-formed HTTP/1.1 request.")
+        exchange.fail(error)
+        reply = Reply(request, exchange, self._downstream.config, self._loop)
+        refuse(reply, exchange, error)
+        self._downstream.metrics.begin()
+        self._downstream.metrics.observe(exchange)
+        self._downstream.log.log(exchange)
+        return cast(web.StreamResponse, reply)
+
+    def _await_head(self) -> None:
+        self._head_timer = self._loop.call_later(self._downstream.config.head_timeout, self._head_is_late)
+
+    def _head_is_late(self) -> None:
+        self._head_timer = None
+        waiter = self._waiter
+        if not self._began or waiter is None or waiter.done():
+            self.force_close()
+            return
+        # As aiohttp itself does with what it cannot parse.
+        self._messages.append((_ErrInfo(status=408, exc=TimeoutError(), message=""), EMPTY_PAYLOAD))
+        waiter.set_result(None)
+
+    def _break_body(self) -> None:
+        """The rest of the request that is being read cannot be parsed."""
+        request = self._current_request
+        if request is not None and not request.content.is_eof() and request.content.exception() is None:
+            # Its end will never come: nothing to wait for when it has been answered.
+            self._lingering_time = 0.0
+            request.content.set_exception(web.RequestPayloadError())
+
+    def _look(self) -> None:
+        self._look_timer = None
+        if not self._reading_paused or self.transport is None:
+            return
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket").fileno(), _HALF_CLOSED)
+        if poll.poll(0):
+            self.transport.abort()
+        else:
+            self._look_timer = self._loop.call_later(LOOK_SECONDS, self._look)
+
+
+def _bad(status: int, message: str, event: str = "") -> ProxyError:
+    return ProxyError(status, message, source=Source.DOWNSTREAM, event=event)

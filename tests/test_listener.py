@@ -1,0 +1,203 @@
+"""Accepting connections: how many, what happens beyond, and what is left when listening ends."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from proxy import listener
+from proxy.listener import Listener
+
+
+class Held(asyncio.Protocol):
+    """A connection that is answered with one byte."""
+
+    def __init__(self, left: Callable[[], None]) -> None:
+        self._left = left
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.write(b"x")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._left()
+
+
+@pytest.fixture
+async def listening() -> AsyncIterator[Callable[[int], Listener]]:
+    """Makes listeners; they are closed when the test ends."""
+    made: list[Listener] = []
+
+    def make(limit: int) -> Listener:
+        made.append(Listener(limit))
+        return made[-1]
+
+    yield make
+    for one in made:
+        await one.close()
+
+
+async def begin(one: Listener, address: str = "127.0.0.1:0") -> int:
+    await one.bind(address)
+    one.start(lambda: Held(one.left))
+    return int(one.addresses[0].rpartition(":")[2]) if ":" in address and "unix" not in address else 0
+
+
+async def taken(reader: asyncio.StreamReader, seconds: float = 5) -> bool:
+    """Whether the connection is accepted within so many seconds."""
+    try:
+        return await asyncio.wait_for(reader.readexactly(1), seconds) == b"x"
+    except TimeoutError:
+        return False
+
+
+async def test_beyond_the_limit_connections_wait(
+    listening: Callable[[int], Listener], caplog: pytest.LogCaptureFixture
+) -> None:
+    """None is refused; each comes in when another leaves, and the log says it once."""
+    one = listening(2)
+    port = await begin(one)
+    with caplog.at_level(logging.WARNING):
+        ends = [await asyncio.open_connection("127.0.0.1", port) for _ in range(5)]
+        assert [await taken(reader, 0.3) for reader, _ in ends] == [True, True, False, False, False]
+        assert one.open == 2
+        for index in range(3):
+            ends[index][1].close()
+            assert await taken(ends[index + 2][0])
+            assert one.open == 2
+    assert len(caplog.records) == 1
+    for _, writer in ends:
+        writer.close()
+    async with asyncio.timeout(5):
+        await one.all_left.wait()
+
+
+async def test_without_descriptors_connections_wait(
+    listening: Callable[[int], Listener], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accepting rests while there are none, without spinning, and goes on by itself."""
+    one = listening(100)
+    tries = 0
+
+    class Exhausted(socket.socket):
+        out = True
+
+        def accept(self) -> tuple[socket.socket, object]:
+            nonlocal tries
+            tries += 1
+            if self.out:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return super().accept()
+
+    monkeypatch.setattr(listener, "REST_SECONDS", 0.05)
+    exhausted = Exhausted()
+    exhausted.bind(("127.0.0.1", 0))
+    exhausted.listen()
+    one.inherit(exhausted)
+    one.start(lambda: Held(one.left))
+    reader, writer = await asyncio.open_connection(*exhausted.getsockname())
+    assert not await taken(reader, 0.3)
+    assert 2 <= tries <= 10
+    assert [record.message for record in caplog.records] == [
+        f"connections have to wait: {os.strerror(errno.EMFILE)}"
+    ]
+    Exhausted.out = False
+    assert await taken(reader)
+    writer.close()
+
+
+async def test_who_waits_at_a_socket_of_ours_is_taken_in(listening: Callable[[int], Listener]) -> None:
+    """Those who are in the backlog when listening ends are not reset; later ones are refused."""
+    one = listening(100)
+    port = await begin(one)
+    waiting = [socket.create_connection(("127.0.0.1", port)) for _ in range(30)]
+    await one.close()
+    assert one.open == 30
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
+    loop = asyncio.get_running_loop()
+    for end in waiting:
+        end.setblocking(False)
+        assert await asyncio.wait_for(loop.sock_recv(end, 1), 5) == b"x"
+        end.close()
+
+
+async def test_who_waits_at_a_passed_socket_is_left_to_the_next(
+    listening: Callable[[int], Listener],
+) -> None:
+    """Somebody else holds it open: its connections are for the next process."""
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        first, second = listening(100), listening(100)
+        first.inherit(held.dup())
+        first.start(lambda: Held(first.left))
+        with socket.create_connection(held.getsockname()) as end:
+            await first.close()
+            assert first.open == 0
+            second.inherit(held.dup())
+            second.start(lambda: Held(second.left))
+            end.setblocking(False)
+            assert await asyncio.wait_for(asyncio.get_running_loop().sock_recv(end, 1), 5) == b"x"
+            assert second.open == 1
+
+
+async def test_a_socket_file_goes_with_its_listener(
+    listening: Callable[[int], Listener], tmp_path: Path
+) -> None:
+    """A file that a dead process left is replaced, ours is removed, a successor's is not."""
+    path = tmp_path / "proxy.sock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    first, second = listening(10), listening(10)
+    await begin(first, f"unix:{path}")
+    assert first.addresses == [f"unix:{path}"]
+    await begin(second, f"unix:{path}")
+    await first.close()
+    assert path.exists()
+    reader, writer = await asyncio.open_unix_connection(path)
+    assert await taken(reader)
+    writer.close()
+    await second.close()
+    assert not path.exists()
+
+
+async def test_a_file_that_is_no_socket_is_kept(listening: Callable[[int], Listener], tmp_path: Path) -> None:
+    """It is somebody's, and the start fails."""
+    path = tmp_path / "proxy.sock"
+    path.write_text("precious")
+    with pytest.raises(OSError, match="in use"):
+        await listening(10).bind(f"unix:{path}")
+    assert path.read_text() == "precious"
+
+
+async def test_a_connection_that_cannot_be_made_is_not_counted(
+    listening: Callable[[int], Listener],
+) -> None:
+    """A protocol that fails at its start leaves no count and no descriptor."""
+    one = listening(1)
+    fails = [True]
+    failures: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
+
+    def factory() -> asyncio.Protocol:
+        if fails.pop():
+            fails.append(False)
+            raise ValueError("no")
+        return Held(one.left)
+
+    await one.bind("127.0.0.1:0")
+    one.start(factory)
+    port = int(one.addresses[0].rpartition(":")[2])
+    refused, ending = await asyncio.open_connection("127.0.0.1", port)
+    assert await refused.read() == b""
+    ending.close()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    assert await taken(reader)
+    writer.close()
+    fails.clear()
