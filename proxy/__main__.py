@@ -12,9 +12,12 @@ import dataclasses
 import gc
 import logging
 import os
+import resource
 import signal
 import sys
+import traceback
 from pathlib import Path
+from typing import Any
 
 from . import __version__, config, demo, systemd, values
 from .accesslog import AccessLog
@@ -40,7 +43,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         loaded = _load(arguments.config)
     except (ConfigError, OSError, UnicodeDecodeError) as error:
-        _complain(arguments.config, error)
+        for problem in _problems(arguments.config, error):
+            print(problem, file=sys.stderr)
         return 1
     if command == "check":
         print(f"{arguments.config}: good; providers: {', '.join(loaded.providers)}")
@@ -50,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"--listen: {error}", file=sys.stderr)
         return 2
-    return asyncio.run(_serve(dataclasses.replace(loaded, listen=listen)))
+    return asyncio.run(_serve(loaded, listen, arguments.config))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -89,42 +93,97 @@ def _load(path: str | None) -> Config:
     return config.load(Path(path).read_text("utf-8"), os.environ, lambda name: Path(name).read_text("utf-8"))
 
 
-def _complain(path: str | None, error: Exception) -> None:
+def _problems(path: str | None, error: Exception) -> list[str]:
+    """What is wrong with the config, a line each."""
     if isinstance(error, ConfigError):
-        for problem in error.problems:
-            print(f"{path or 'environment'}: {problem}", file=sys.stderr)
-    elif isinstance(error, OSError):
-        print(f"{path}: cannot be read: {error.strerror}", file=sys.stderr)
-    else:
-        print(f"{path}: is not UTF-8", file=sys.stderr)
+        return [f"{path or 'environment'}: {problem}" for problem in error.problems]
+    if isinstance(error, OSError):
+        return [f"{path}: cannot be read: {error.strerror}"]
+    return [f"{path}: is not UTF-8"]
 
 
-async def _serve(loaded: Config) -> int:
-    server = Server(loaded, log=AccessLog(_write_line), sockets=systemd.passed_sockets(os.environ))
+async def _serve(loaded: Config, listen: tuple[str, ...], path: str | None) -> int:
+    """Serve until SIGTERM or SIGINT; reload on SIGHUP."""
+    _allow_descriptors()
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_stray)
+    signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        loop.add_signal_handler(number, signals.put_nowait, number)
+    supervisor = systemd.Supervisor(os.environ)
+    server = Server(
+        dataclasses.replace(loaded, listen=listen),
+        log=AccessLog(_write_line),
+        sockets=systemd.passed_sockets(os.environ),
+    )
     try:
         await server.start()
     except (OSError, RuntimeError) as error:
-        print(f"cannot start on {', '.join(loaded.listen)}: {start_failure(error)}", file=sys.stderr)
+        print(f"cannot start on {', '.join(listen)}: {start_failure(error)}", file=sys.stderr)
         await server.stop()
         return 1
-    for provider in loaded.providers.values():
-        logger.info("provider %s: %s", provider.name, _credentials(loaded, provider))
+    _say_providers(loaded)
     # What the start made lives as long as the process: the collector need not walk it again and again.
     gc.freeze()
     # A request leaves no cycles behind (`tests/test_garbage.py`), so looking for them seldom loses nothing.
     gc.set_threshold(GARBAGE_THRESHOLD, 20, 20)
     logger.info("serving on %s", ", ".join(server.addresses))
-    signals: asyncio.Queue[None] = asyncio.Queue()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, signals.put_nowait, None)
-    await signals.get()
+    supervisor.ready(server.status)
+    supervisor.watch(lambda: server.status)
+    while await signals.get() == signal.SIGHUP:
+        supervisor.reloading()
+        loaded = await _reload(server, loaded, path)
+        supervisor.ready(server.status)
     logger.info("stopping: open requests may finish; a second signal ends them")
-    again = loop.create_task(signals.get())
-    again.add_done_callback(lambda _: server.hurry())
-    await server.stop()
-    again.cancel()
+    stopping = loop.create_task(server.stop())
+    supervisor.stopping("draining: open requests may finish")
+    hurrying = loop.create_task(_hurry(server, signals))
+    await stopping
+    hurrying.cancel()
+    supervisor.close()
     return 0
+
+
+async def _hurry(server: Server, signals: asyncio.Queue[signal.Signals]) -> None:
+    while await signals.get() == signal.SIGHUP:
+        logger.info("not reloading: the proxy is stopping")
+    server.hurry()
+
+
+async def _reload(server: Server, used: Config, path: str | None) -> Config:
+    """Read the config again and use it if it is good; returns the one in use."""
+    try:
+        fresh = await asyncio.to_thread(_load, path)
+    except (ConfigError, OSError, UnicodeDecodeError) as error:
+        for problem in _problems(path, error):
+            logger.error("%s", problem)
+        logger.error("the config is not reloaded; the one in use stays")
+        server.refuse()
+        return used
+    if fresh.listen != used.listen:
+        logger.warning("listen has changed: that is not reloaded, it takes a restart")
+    server.use(fresh)
+    logger.info("the config is reloaded")
+    _say_providers(fresh)
+    return fresh
+
+
+def _allow_descriptors() -> None:
+    """Take as many file descriptors as the system allows; the usual default is meant for select(2)."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _stray(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log an exception that nobody caught, without its text: it may hold what a client sent."""
+    failure = context.get("exception")
+    frames = "".join(traceback.format_tb(failure.__traceback__)) if failure is not None else ""
+    logger.error("%s: %s\n%s", context.get("message"), type(failure).__name__, frames)
+
+
+def _say_providers(loaded: Config) -> None:
+    for provider in loaded.providers.values():
+        logger.info("provider %s: %s", provider.name, _credentials(loaded, provider))
 
 
 def _credentials(loaded: Config, provider: Provider) -> str:

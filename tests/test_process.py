@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from rawclient import connect, get, post
 from running import StartUpstream
-from scripted import Conn, Request, answer
+from scripted import MESSAGE_EVENTS, Conn, Request, answer, chunk, stream_head
 
 CONFIG = """
 listen: ["127.0.0.1:0"]
@@ -147,6 +147,34 @@ async def test_an_open_request_may_finish_after_sigterm(
     client.close()
     await process.communicate()
     assert process.returncode == 0
+
+
+async def test_a_second_sigterm_ends_at_once(tmp_path: Path, upstream: StartUpstream, spawn: Spawn) -> None:
+    """What is still open gets its error event and a reset; the exit code is 0 all the same."""
+
+    async def step(conn: Conn, _: Request) -> None:
+        await conn.send(stream_head() + chunk(MESSAGE_EVENTS[0]))
+        await conn.gone()
+
+    up = await upstream(step)
+    config = tmp_path / "proxy.yaml"
+    config.write_text(CONFIG.format(url=up.url) + "drain_timeout: 600\n")
+    process = await spawn("serve", "--config", str(config))
+    client = await connect(await port_of(process))
+    await client.send(post("/anthropic/v1/messages", b'{"model":"claude-2","stream":true}'))
+    await client.head()
+    await client.read_until(b"message_start")
+    process.send_signal(signal.SIGTERM)
+    assert process.stderr is not None
+    while b"stopping" not in await process.stderr.readline():
+        pass
+    process.send_signal(signal.SIGTERM)
+    async with asyncio.timeout(10):
+        await process.communicate()
+    assert process.returncode == 0
+    response = await client.rest()
+    assert b"event: error" in response.body
+    assert (response.complete, response.reset) == (False, True)
 
 
 async def test_serve_without_a_config_is_the_local_dev_proxy(spawn: Spawn) -> None:
