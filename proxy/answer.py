@@ -47,6 +47,10 @@ class Request(NamedTuple):
     fresh: bool
     """Take no pooled connection: what is sent once cannot be sent again."""
 
+    def __repr__(self) -> str:
+        # Without the head: it holds a key.
+        return f"<Request {self.method} {self.origin.host}>"
+
 
 class Sink(Protocol):
     """Where a body is poured: a reply."""

@@ -2,7 +2,7 @@
 
 Rules
   1. What a test leaves behind fails it: a task, an open upstream connection, a step that nobody asked for,
-     or a test key in anything that was logged.
+     or a test key in anything that was logged, counted or printed.
 
 Not here: expectations. Each test file states its own.
 """
@@ -19,6 +19,9 @@ import running
 import scripted
 from running import LogText, Provider, Proxy, StartProxy, StartUpstream
 from scripted import Upstream
+from secrecy import pytest_runtest_makereport
+
+__all__ = ["pytest_runtest_makereport"]
 
 
 @pytest.fixture
@@ -102,6 +105,7 @@ async def proxy(_upstreams: list[Upstream], logged: LogText) -> AsyncIterator[St
     assert not left, f"tasks left behind: {left}"
     for one in started:
         assert "sk-test" not in one.log_text, f"a key was logged:\n{one.log_text}"
+        assert "sk-test" not in one.metrics_text
 
 
 @pytest.fixture

@@ -94,6 +94,12 @@ class Proxy:
         return self.lines[self._seen - 1]
 
     @property
+    def metrics_text(self) -> str:
+        """What `/metrics` says, or would have said last."""
+        assert self.server._metrics is not None
+        return self.server._metrics.text().decode()
+
+    @property
     def log_text(self) -> str:
         """Everything that was logged: the access log and Python's logging."""
         return b"\n".join(self._lines.whole()).decode() + "\n" + self._logged.text

@@ -16,6 +16,7 @@ import pytest
 from rawclient import connect, get, post
 from running import StartUpstream
 from scripted import MESSAGE_EVENTS, Conn, Request, answer, chunk, stream_head
+from secrecy import overhear
 
 CONFIG = """
 listen: ["127.0.0.1:0"]
@@ -61,6 +62,7 @@ async def spawn() -> AsyncIterator[Spawn]:
             **options,
         )
         processes.append(process)
+        overhear(process)
         return process
 
     yield start
