@@ -12,10 +12,8 @@ Not here: the limit of one body (`incoming`).
 
 from __future__ import annotations
 
-from .errors import ProxyError
+from .errors import RETRY_SOON, ProxyError
 from .exchange import Exchange
-
-RETRY_AFTER = (b"retry-after", b"1")
 
 
 class Bodies:
@@ -30,7 +28,7 @@ class Bodies:
         """Raises `ProxyError` 503 when so much more has no room."""
         if self.bytes + size > self.limit:
             raise ProxyError(
-                503, "The proxy holds too many large requests; send this one again.", headers=(RETRY_AFTER,)
+                503, "The proxy holds too many large requests; send this one again.", headers=(RETRY_SOON,)
             )
 
     def hold(self, exchange: Exchange, size: int) -> None:

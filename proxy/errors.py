@@ -18,8 +18,15 @@ Not here: upstream's own error answers. They are relayed untouched and never bec
 from __future__ import annotations
 
 import enum
+import errno
 
 import orjson
+
+EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+"""What an OSError says when this machine is out of descriptors or memory: nobody else's fault."""
+
+RETRY_SOON = (b"retry-after", b"1")
+"""A field of a 503 that will have passed in a moment."""
 
 
 class Source(enum.Enum):

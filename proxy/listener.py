@@ -25,6 +25,8 @@ import socket
 import stat
 from collections.abc import Callable
 
+from .errors import EXHAUSTED
+
 logger = logging.getLogger(__name__)
 
 BACKLOG = 1024
@@ -38,8 +40,6 @@ REST_SECONDS = 0.5
 
 QUIET_SECONDS = 60.0
 """How long trouble that was logged is not logged again."""
-
-_NONE_LEFT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 _LEFT_ALREADY = (errno.ECONNABORTED, errno.EPROTO, errno.EPERM)
 
@@ -158,7 +158,7 @@ class Listener:
             except OSError as error:
                 if error.errno in _LEFT_ALREADY:
                     continue
-                if error.errno not in _NONE_LEFT:
+                if error.errno not in EXHAUSTED:
                     raise
                 self._pause()
                 self._say(f"connections have to wait: {os.strerror(error.errno)}")

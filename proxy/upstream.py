@@ -23,7 +23,7 @@ from aiohappyeyeballs import start_connection
 
 from .answer import Answer, Request
 from .connection import Connection, Origin
-from .errors import ProxyError, Source
+from .errors import EXHAUSTED, RETRY_SOON, ProxyError, Source
 
 RECEIVE_BYTES = 65536
 """The one receive buffer of all connections; also the most that one read brings."""
@@ -151,7 +151,14 @@ class Upstream:
             raise _error(504, "The provider could not be connected to in time.") from None
         except ssl.SSLError:
             raise _error(502, "The provider's TLS certificate or handshake is not valid.") from None
-        except (OSError, UnicodeError):
+        except (OSError, UnicodeError) as error:
+            if isinstance(error, OSError) and error.errno in EXHAUSTED:
+                # No other target could be connected to either.
+                raise ProxyError(
+                    503,
+                    "The proxy is out of file descriptors; send the request again.",
+                    headers=(RETRY_SOON,),
+                ) from None
             raise _error(502, "The provider cannot be reached.") from None
 
     async def _dial(self, origin: Origin) -> Connection:

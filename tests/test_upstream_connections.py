@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import errno
 import gc
 import os
 import ssl
@@ -615,3 +616,22 @@ async def test_no_descriptor_is_left_open(upstream: StartUpstream, proxy: StartP
     gc.collect()
     # The sockets on which the proxy listened are closed now; nothing else may have been added.
     assert descriptors() <= before
+
+
+async def test_without_descriptors_it_is_503_with_retry_after(
+    upstream: StartUpstream, proxy: StartProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the proxy that cannot: no retry, no other target, and the client may come again in a moment."""
+    up, backup = await upstream(answer(body=MESSAGE)), await upstream()
+    p = await proxy(providers={"anthropic": up, "backup": backup})
+
+    async def exhausted(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(upstream_room, "start_connection", exhausted)
+        response = await p.post(MESSAGES, asked(fallbacks=["backup/x"]))
+    assert (response.status, response.header("retry-after")) == (503, b"1")
+    assert response.header("x-bifrost-attempts") == b"anthropic/claude-2:failed"
+    assert (await p.line())["ending"][0] == "P"
+    assert (await p.post(MESSAGES, asked())).status == 200
