@@ -232,10 +232,10 @@ class Answer:
                 self._pause()
                 self._wake()
 
-    def eof(self) -> None:
+    def eof(self, *, told: bool) -> None:
         if self._error is not None or self._connection is None:
             return
-        if self._connection.until_close:
+        if self._connection.until_close and told:
             self.ended = True
             self._settle()
             self._wake()

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from asyncio.sslproto import SSLProtocolState
 from typing import NamedTuple, Protocol, cast
 from urllib.parse import urlsplit
 
@@ -63,7 +64,8 @@ class Reader(Protocol):
     def progress(self) -> None:
         """Bytes were parsed; `Connection` says what they came to."""
 
-    def eof(self) -> None: ...
+    def eof(self, *, told: bool) -> None:
+        """Upstream sends no more; `told` says that it said so itself, as far as its transport has words."""
 
     def lost(self) -> None: ...
 
@@ -128,7 +130,10 @@ class Connection(Framing, asyncio.BufferedProtocol):
 
     def eof_received(self) -> bool:
         if self.answer is not None:
-            self.answer.eof()
+            # That TLS was closed is told as it is read (RFC 8446 section 6.1), that it was cut off only when
+            # asyncio shuts it down itself. It does not say which.
+            tls = getattr(self.transport, "_ssl_protocol", None)
+            self.answer.eof(told=tls is None or tls._state is not SSLProtocolState.SHUTDOWN)
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -1,8 +1,8 @@
-"""Names that asyncio and aiohttp do not promise, and that `proxy.door` uses for what it adds."""
+"""Names that asyncio and aiohttp do not promise, and that `door` and `connection` use for what they add."""
 
 from __future__ import annotations
 
-from asyncio import selector_events
+from asyncio import selector_events, sslproto
 
 from aiohttp import web_protocol
 from rawclient import asked, post
@@ -22,6 +22,12 @@ def test_aiohttp_has_what_a_door_looks_at() -> None:
     slots = set(web_protocol.RequestHandler.__slots__) | set(web_protocol.BaseProtocol.__slots__)
     assert {"_waiter", "_messages", "_current_request", "_lingering_time", "_reading_paused"} <= slots
     assert web_protocol._ErrInfo(status=408, exc=TimeoutError(), message="").status == 408
+
+
+def test_asyncio_has_the_state_of_tls() -> None:
+    """What tells an end that TLS told of from one that it did not; `test_upstream_connections` shows both."""
+    assert sslproto.SSLProtocolState.SHUTDOWN
+    assert "_ssl_protocol" in sslproto._SSLProtocolTransport.__init__.__code__.co_names
 
 
 async def test_the_size_is_set(upstream: StartUpstream, proxy: StartProxy) -> None:

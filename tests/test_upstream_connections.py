@@ -7,6 +7,7 @@ import datetime
 import errno
 import gc
 import os
+import socket
 import ssl
 from pathlib import Path
 from typing import Any
@@ -467,6 +468,7 @@ async def test_nothing_of_a_tls_answer_is_lost_when_its_reader_is_slow(
     response = await client.response()
     assert waiting > upstream_room.RECEIVE_BYTES
     assert response.body == bytes(sent)
+    assert response.complete
 
 
 async def test_a_cut_over_tls_is_a_cut(
@@ -488,6 +490,36 @@ async def test_a_cut_over_tls_is_a_cut(
     relayed.set()
     response = await client.rest()
     assert (response.complete, response.reset) == (False, True)
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["closed", "cut off"])
+@pytest.mark.parametrize("moment", ["with its last byte", "later"])
+async def test_the_end_of_a_body_until_close_is_told_by_tls(
+    upstream: StartUpstream, proxy: StartProxy, authority: trustme.CA, moment: str, *, told: bool
+) -> None:
+    """Over TLS the connection is closed in so many words; where they are missing, something else is, too."""
+    relayed = asyncio.Event()
+
+    async def until_close(conn: Conn, _: Request) -> None:
+        await conn.send(head(200, [JSON_TYPE]) + MESSAGE)
+        if moment == "later":
+            await relayed.wait()
+        if told:
+            await conn.close()
+        else:
+            # The kernel's end of it, below TLS.
+            conn._wire.transport.get_extra_info("socket").shutdown(socket.SHUT_WR)
+
+    up = await upstream(until_close, tls=server_context(authority.issue_cert("127.0.0.1")))
+    p = await proxy(up)
+    client = await p.connect()
+    await client.send(post(MESSAGES, asked()))
+    await client.head()
+    relayed.set()
+    response = await client.rest()
+    assert response.body == MESSAGE
+    assert (response.complete, response.reset) == (told, not told)
+    assert (await p.line())["ending"] == ("--" if told else "UD")
 
 
 def untrusted(case: str, authority: trustme.CA) -> ssl.SSLContext:
