@@ -4,7 +4,7 @@ The map. Three kinds of room; imports go one way, House -> Path -> Pure, and a t
 
 Pure: bytes and values in, bytes and values out. No asyncio, no clock, no I/O.
   config      which keys there are             values     addresses, URLs, names, secrets
-  schema      YAML with positions, problems with lines
+  schema      YAML with positions              local      the config where there is no file
   errors      the one exception of the path    routes     path -> wire format
   body        the scan and the splice          grammar    JSON as patterns
   coding      looking into compressed bodies
@@ -17,7 +17,8 @@ Path: what a request walks through.
   incoming    the request and its body         bodies     the cap over all held ones
   keys        credential -> key
   attempt     the plan's loop, every retry     upstream   the door to the providers, the pool
-  connection  one connection                   answer     one upstream answer: sending, waiting, reading
+  connection  one connection                   sending    a request on its way
+  answer      one upstream answer: waiting for it, reading it
   relay       an answer goes downstream         reply      one downstream answer as bytes
   pulse       when a ping is due               scanner    large bodies are scanned aside
 
@@ -29,8 +30,8 @@ House: around it.
   demo_answers  what that says                 __main__   the command line
 
 The rules (the first: a rule may be broken where a comment says why).
-  1. ``upstream``, ``connection`` and ``answer`` alone know how an upstream connection works; ``reply``
-     alone writes downstream.
+  1. ``upstream``, ``connection``, ``sending`` and ``answer`` alone know how an upstream connection works;
+     ``reply`` alone writes downstream.
   2. Bodies are immutable bytes, never re-encoded.
   3. ``attempt`` decides every retry, and nobody else.
   4. Inside the path one exception type travels; foreign ones are mapped at the edge.

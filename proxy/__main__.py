@@ -19,7 +19,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from . import __version__, config, demo, systemd, values
+from . import __version__, config, demo, local, systemd, values
 from .accesslog import AccessLog
 from .config import Config, ConfigError, Provider
 from .server import Server, start_failure
@@ -89,7 +89,7 @@ def _show(listen: str, *, once: bool) -> int:
 
 def _load(path: str | None) -> Config:
     if path is None:
-        return config.local(os.environ)
+        return local.local_config(os.environ)
     return config.load(Path(path).read_text("utf-8"), os.environ, lambda name: Path(name).read_text("utf-8"))
 
 

@@ -1,4 +1,4 @@
-"""An upstream answer: sending its request, waiting for it, reading it.
+"""An upstream answer: waiting for it, reading it.
 
 Facts
   - A provider may answer before the request's body is there, and then say no more.
@@ -10,46 +10,24 @@ Rules
   3. Only a message that ended exactly where it said, with nothing behind it, gives its connection back.
   4. What upstream sends is handed on as it came; at most about ``buffer_bytes`` wait here.
 
-Not here: where head and body end (`framing`), retries (`attempt`), header rules (`headers`).
+Not here: how its request is written (`sending`), where head and body end (`framing`), retries (`attempt`),
+header rules (`headers`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Protocol
 
 from . import headers
-from .config import NetworkConfig
-from .connection import Connection, Origin
+from .connection import Connection
 from .errors import ProxyError, Source
-
-SEND_BYTES = 262144
-"""A request body goes out in slices of this size, so that other streams get their turn between."""
+from .sending import Request, Sending, send
 
 CHUNK_COST = 64
 """What a chunk costs beside its bytes; without it a million one-byte chunks would look small."""
-
-
-class Request(NamedTuple):
-    """What is written upstream. `head` lacks the final empty line; `body` is None when there is none."""
-
-    origin: Origin
-    method: str
-    head: bytes
-    body: bytes | list[memoryview] | AsyncGenerator[bytes, None] | None
-    chunked: bool
-    network: NetworkConfig
-    buffer_bytes: int
-    """Bytes of the answer's body that wait before reading from upstream pauses."""
-    fresh: bool
-    """Take no pooled connection: what is sent once cannot be sent again."""
-
-    def __repr__(self) -> str:
-        # Without the head: it holds a key.
-        return f"<Request {self.method} {self.origin.host}>"
 
 
 class Sink(Protocol):
@@ -84,7 +62,7 @@ class Answer:
         self._waiting_bytes = 0
         self._paused = False
         self._sink: Sink | None = None
-        self._sending: asyncio.Task[None] | None = None
+        self._sending: Sending | None = None
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
         connection.attach(self, request.method)
@@ -98,15 +76,8 @@ class Answer:
         connection = self._connection
         if request is None or connection is None or connection.transport.is_closing():
             raise self._lost_error()
-        connection.await_until(self._loop.time() + request.network.first_byte_timeout)
-        body = request.body
-        if body is None:
-            connection.transport.write(request.head + b"\r\n")
-        elif isinstance(body, bytes) and len(body) <= SEND_BYTES:
-            connection.transport.write(b"%b\r\n%b" % (request.head, body))
-        else:
-            connection.transport.write(request.head + b"\r\n")
-            self._sending = self._loop.create_task(self._send(connection, body, chunked=request.chunked))
+        self._await_head()
+        self._sending = send(request, connection, self._await_head, self._set_error)
         while not self.status and self._error is None:
             self._waiter = self._loop.create_future()
             await self._waiter
@@ -189,7 +160,7 @@ class Answer:
     @property
     def sending(self) -> bool:
         """Whether a part of the request's body is still on its way."""
-        return self._sending is not None
+        return self._sending is not None and not self._sending.done
 
     def abort(self) -> None:
         """Close the connection at once unless the answer is complete. May be called again."""
@@ -264,34 +235,10 @@ class Answer:
 
     # Inside.
 
-    async def _send(
-        self,
-        connection: Connection,
-        body: bytes | list[memoryview] | AsyncGenerator[bytes, None],
-        *,
-        chunked: bool,
-    ) -> None:
-        """Write a body that is large or still on its way."""
-        slices: AsyncGenerator[bytes | memoryview, None]
-        if isinstance(body, bytes):
-            slices = _slices([memoryview(body)])
-        else:
-            slices = _slices(body) if isinstance(body, list) else body
-        try:
-            async with contextlib.aclosing(slices):
-                async for chunk in slices:
-                    data = b"%x\r\n%b\r\n" % (len(chunk), bytes(chunk)) if chunked else chunk
-                    connection.transport.write(data)
-                    await connection.drain()
-                    if not self.status:
-                        # Upstream has nothing to answer before the body is there.
-                        connection.await_until(self._loop.time() + self._network.first_byte_timeout)
-            if chunked:
-                connection.transport.write(b"0\r\n\r\n")
-        except Exception as error:
-            # Whoever waits for the answer gets it; nobody waits for this task.
-            self._set_error(error)
-        self._sending = None
+    def _await_head(self) -> None:
+        """Begin to wait for the head, or to wait anew: before the body is there it is not due."""
+        if self._connection is not None and not self.status:
+            self._connection.await_until(self._clock() + self._network.first_byte_timeout)
 
     def _patient(self) -> None:
         """Begin to wait for bytes of the body."""
@@ -316,7 +263,7 @@ class Answer:
     def _settle(self) -> None:
         """Nothing more will be sent."""
         if self._sending is not None:
-            self._sending.cancel()
+            self._sending.stop()
             self._sending = None
 
     def _detach(self, connection: Connection) -> None:
@@ -324,7 +271,7 @@ class Answer:
         self.ended = True
         self._connection = None
         connection.detach()
-        sending = self._sending is not None
+        sending = self.sending
         self._settle()
         if self._paused:
             self._paused = False
@@ -355,10 +302,3 @@ class Answer:
 
 def _error(status: int, message: str, event: str, *, reused: bool = False) -> ProxyError:
     return ProxyError(status, message, source=Source.UPSTREAM, event=event, reused=reused)
-
-
-async def _slices(parts: list[memoryview]) -> AsyncGenerator[memoryview, None]:
-    for part in parts:
-        for start in range(0, len(part), SEND_BYTES):
-            yield part[start : start + SEND_BYTES]
-            await asyncio.sleep(0)

@@ -27,7 +27,7 @@ from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 
 from . import headers, keys, sse
-from .answer import SEND_BYTES, Answer, Request
+from .answer import Answer
 from .body import splice, spliced
 from .config import Config, Key
 from .connection import Origin
@@ -35,6 +35,7 @@ from .errors import ProxyError
 from .exchange import Exchange, Phase
 from .incoming import Original
 from .plan import Plan, Target
+from .sending import SEND_BYTES, Request
 from .upstream import Upstream
 
 SAME_TARGET = frozenset(("connect", "reset", "408", "429", "500", "502", "503", "504", "529"))

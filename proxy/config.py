@@ -11,7 +11,7 @@ Rules
      credentials of its own, and nobody's default, could never be used: that is a problem here.
 
 Not here: opening files and reading the environment (the caller passes both), how YAML is read (`schema`),
-what a single value must look like (`values`).
+what a single value must look like (`values`), the config that there is without a file (`local`).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from .schema import (
 )
 from .values import EVENTS, WIRE_FORMATS, Secret
 
-__all__ = ["Config", "ConfigError", "Key", "NetworkConfig", "Problem", "Provider", "Secret", "load", "local"]
+__all__ = ["Config", "ConfigError", "Key", "NetworkConfig", "Problem", "Provider", "Secret", "load"]
 
 FALLBACK_ON = (*EVENTS, "401", "402", "403", "404", "408", "429", "500", "502", "503", "504", "529")
 
@@ -306,40 +306,3 @@ def _is_usable(document: Document, config: Config, name: str) -> bool:
 
 def _dangling(name: str, config: Config) -> str:
     return f'no provider is called "{printable(name)}"{nearest(name, config.providers)}'
-
-
-_LOCAL = (
-    ("anthropic", {"anthropic": "https://api.anthropic.com", "openai": "https://api.anthropic.com/v1"}),
-    ("openai", {"openai": "https://api.openai.com/v1"}),
-    ("gemini", {"genai": "https://generativelanguage.googleapis.com"}),
-    ("cohere", {"cohere": "https://api.cohere.com"}),
-)
-_VARIABLES = {
-    "anthropic": ("ANTHROPIC_API_KEY",),
-    "openai": ("OPENAI_API_KEY",),
-    "gemini": ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
-    "cohere": ("COHERE_API_KEY", "CO_API_KEY"),
-}
-
-
-def local(environ: Mapping[str, str]) -> Config:
-    """The local dev proxy: the known providers, each with a key from the first of its variables that is set.
-
-    Where none is, the client's own credentials go through. Raises `ConfigError` on a key unfit for a header.
-    """
-    providers: dict[str, Provider] = {}
-    problems: list[Problem] = []
-    for name, base_urls in _LOCAL:
-        variables = [variable for variable in _VARIABLES[name] if environ.get(variable)]
-        keys: tuple[Key, ...] = ()
-        try:
-            keys = tuple(
-                Key(variable, values.checked(environ[variable], variable)) for variable in variables[:1]
-            )
-        except ValueError as error:
-            problems.append(Problem(f"providers.{name}.keys[0].value", 0, str(error)))
-        providers[name] = Provider(name, MappingProxyType(base_urls), keys)
-    if problems:
-        raise ConfigError(problems)
-    defaults = {"anthropic": "anthropic", "openai": "openai", "genai": "gemini", "cohere": "cohere"}
-    return Config(providers=MappingProxyType(providers), default_providers=MappingProxyType(defaults))

@@ -136,7 +136,8 @@ class Door(web.RequestHandler):
                 self._head_timer = None
             if self._messages and isinstance(self._messages[-1][0], _ErrInfo):
                 self._break_body()
-        elif data and not self._began:
+        elif not self._began and data.strip(b"\r\n"):
+            # RFC 9112 section 2.2: an empty line before a request is none of it.
             self._began = True
             if self._head_timer is None:
                 self._await_head()

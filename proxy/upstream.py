@@ -21,9 +21,10 @@ import time
 
 from aiohappyeyeballs import start_connection
 
-from .answer import Answer, Request
+from .answer import Answer
 from .connection import Connection, Origin
 from .errors import EXHAUSTED, RETRY_SOON, ProxyError, Source
+from .sending import Request
 
 RECEIVE_BYTES = 65536
 """The one receive buffer of all connections; also the most that one read brings."""

@@ -23,8 +23,8 @@ from proxy.config import (
     Provider,
     Secret,
     load,
-    local,
 )
+from proxy.local import local_config
 from proxy.values import address
 
 KEY = "sk-test-" + "a1B2" * 25
@@ -747,7 +747,7 @@ def test_secrets_compare_by_value() -> None:
 
 def test_local_without_variables() -> None:
     """With no file and no variables each known provider is its format's default, and has no keys of ours."""
-    config = local({})
+    config = local_config({})
     assert {name: dict(provider.base_urls) for name, provider in config.providers.items()} == {
         "anthropic": {"anthropic": "https://api.anthropic.com", "openai": "https://api.anthropic.com/v1"},
         "openai": {"openai": "https://api.openai.com/v1"},
@@ -779,23 +779,23 @@ def test_local_without_variables() -> None:
 )
 def test_local_key(variable: str, provider: str) -> None:
     """A provider's usual variable, if it is set and not empty, gives that provider a key, and no other."""
-    keys = {name: each.keys for name, each in local({variable: KEY}).providers.items() if each.keys}
+    keys = {name: each.keys for name, each in local_config({variable: KEY}).providers.items() if each.keys}
     assert keys == {provider: (Key(variable, Secret(KEY)),)}
-    assert local({variable: ""}) == local({})
+    assert local_config({variable: ""}) == local_config({})
 
 
 def test_local_takes_the_first_variable() -> None:
     """Of two variables for one provider the first that is set counts."""
-    both = local({"GEMINI_API_KEY": "sk-test-1", "GOOGLE_API_KEY": "sk-test-2"})
+    both = local_config({"GEMINI_API_KEY": "sk-test-1", "GOOGLE_API_KEY": "sk-test-2"})
     assert both.providers["gemini"].keys == (Key("GEMINI_API_KEY", Secret("sk-test-1")),)
-    second = local({"GEMINI_API_KEY": "", "GOOGLE_API_KEY": "sk-test-2"})
+    second = local_config({"GEMINI_API_KEY": "", "GOOGLE_API_KEY": "sk-test-2"})
     assert second.providers["gemini"].keys == (Key("GOOGLE_API_KEY", Secret("sk-test-2")),)
 
 
 def test_local_refuses_unfit_keys() -> None:
     """A variable that no header can hold is a problem, one for each, by its name and without its value."""
     with pytest.raises(ConfigError) as caught:
-        local({"OPENAI_API_KEY": f"{KEY}\n", "CO_API_KEY": f"{KEY}\u2603"})
+        local_config({"OPENAI_API_KEY": f"{KEY}\n", "CO_API_KEY": f"{KEY}\u2603"})
     assert [(problem.path, problem.line) for problem in caught.value.problems] == [
         ("providers.openai.keys[0].value", 0),
         ("providers.cohere.keys[0].value", 0),

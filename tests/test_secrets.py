@@ -14,6 +14,7 @@ from running import StartProxy, StartUpstream, keyed
 from scripted import MESSAGE, answer, refusal
 
 from proxy import answer as answer_room
+from proxy import sending
 from proxy.upstream import Upstream
 
 MESSAGES = "/anthropic/v1/messages"
@@ -104,10 +105,10 @@ async def test_no_representation_shows_one(
     upstream: StartUpstream, proxy: StartProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither of the config nor of a request on its way, where tools that print local variables look."""
-    seen: list[answer_room.Request] = []
+    seen: list[sending.Request] = []
     opened = Upstream.open
 
-    async def noted(self: Upstream, request: answer_room.Request) -> answer_room.Answer:
+    async def noted(self: Upstream, request: sending.Request) -> answer_room.Answer:
         seen.append(request)
         return await opened(self, request)
 
@@ -145,7 +146,7 @@ async def test_a_failure_in_the_path_keeps_its_locals_to_itself(
     """The log of our own mistake has frames, not values."""
     shown: list[str] = []
 
-    async def broken(self: Upstream, request: answer_room.Request) -> answer_room.Answer:
+    async def broken(self: Upstream, request: sending.Request) -> answer_room.Answer:
         shown.append("".join(traceback.format_stack()))
         raise RuntimeError(bytes(request.head))
 

@@ -86,6 +86,18 @@ async def test_a_later_head_has_the_same_limit(upstream: StartUpstream, proxy: S
     assert 0.25 < clock() - began < 2
 
 
+async def test_an_empty_line_begins_no_request(upstream: StartUpstream, proxy: StartProxy) -> None:
+    """Some clients send one behind a body; the connection is idle all the same."""
+    p = await proxy(await upstream(GOOD, GOOD), head_timeout=0.2)
+    client = await p.connect()
+    await client.send(post(MESSAGES, asked()) + b"\r\n")
+    assert (await client.response()).status == 200
+    await client.send(b"\r\n")
+    await asyncio.sleep(0.4)
+    await client.send(post(MESSAGES, asked()))
+    assert (await client.response()).status == 200
+
+
 async def test_a_head_that_came_is_not_timed_any_more(upstream: StartUpstream, proxy: StartProxy) -> None:
     """What a request takes after its head is not the head's time."""
 
