@@ -37,7 +37,8 @@ class Bodies:
         self.bytes += size
         exchange.held += size
 
-    def let_go(self, exchange: Exchange) -> None:
-        """Nothing of this request is held any more."""
-        self.bytes -= exchange.held
-        exchange.held = 0
+    def let_go(self, exchange: Exchange, size: int | None = None) -> None:
+        """So many bytes of this request are not held any more; None is all of them."""
+        size = exchange.held if size is None else size
+        self.bytes -= size
+        exchange.held -= size

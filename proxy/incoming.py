@@ -116,7 +116,11 @@ class Intake:
                 original.plain = codings.strip().lower() in ("identity", "")
                 if not original.plain:
                     plain = await asyncio.to_thread(coding.decoded, body, codings, config.max_body_bytes)
+                    # Small bodies can become large ones, and then wait for the scanner in numbers.
+                    self._bodies.hold(exchange, len(plain))
             scanned = await self._scanner.scan(plain)
+            if not original.plain:
+                self._bodies.let_go(exchange, len(plain))
             original.scan = scanned
             exchange.model, exchange.stream = scanned.model, scanned.stream
             original.identity = original.identity or scanned.stream

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -95,6 +96,26 @@ async def test_a_refusal_comes_before_the_upload(upstream: StartUpstream, proxy:
     assert (response.status, response.informational) == (503, [])
     go.set()
     assert (await first.response()).status == 200
+
+
+async def test_what_a_body_is_decoded_to_counts(upstream: StartUpstream, proxy: StartProxy) -> None:
+    """Small compressed bodies that are large inside are held to the same cap, and let go after the look."""
+    body = gzip.compress(sized(90_000))
+    assert len(body) < 5_000
+    up = await upstream(GOOD)
+    p = await proxy(up, max_buffered_bytes=100_000, max_body_bytes=100_000)
+    client = await p.connect()
+    await client.send(post(MESSAGES, sized(50_000))[:-1])
+    while await held(p) < 49_000:
+        pass
+    request = post(MESSAGES, body, [(b"Content-Encoding", b"gzip")])
+    assert (await p.ask(request)).status == 503
+    client.reset()
+    while await held(p):
+        pass
+    assert (await p.ask(request)).status == 200
+    assert up.requests[0].body == body
+    assert await held(p) == 0
 
 
 ENDS: dict[str, list[Step]] = {
