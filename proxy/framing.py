@@ -29,6 +29,10 @@ MAX_OVERHEAD_BYTES = 65536
 MAX_INTERIM = 64
 """Interim (1xx) responses before the final one."""
 
+_NOT_HTTP = "The provider sent something that is not HTTP/1.1."
+_ENDLESS = "The provider sent a response head or trailers without end."
+_BAD_CODING = "The provider sent a transfer coding that is not supported."
+
 _NO_BODY = (204, 304)
 
 _NAME = operator.itemgetter(0)
@@ -39,7 +43,8 @@ class Framing:
 
     def __init__(self, take: Callable[[bytes], None], method: str = "") -> None:
         self.take = take
-        """Gets the bytes of the body."""
+        """Gets the bytes of the body that one `parse` brings, together."""
+        self._body: list[bytes] = []
         self._parser: httptools.HttpResponseParser | None = None
         self.expect(method)
 
@@ -62,6 +67,7 @@ class Framing:
         """Whether any byte came."""
         self._method = method
         self._overhead = 0
+        self._read_bytes = 0
         self._interim = 0
 
     def forget(self) -> None:
@@ -72,8 +78,14 @@ class Framing:
         """Parse what came; never raises."""
         if self.fault:
             return
-        self.seen = True
-        self._overhead += len(data)
+        if not self.seen:
+            self.seen = True
+            if not b"HTTP/".startswith(bytes(data[:5]).lstrip(b"\r\n")):
+                # llhttp takes RTSP/ and ICE/ as well.
+                self._fail(_NOT_HTTP)
+                return
+        self._read_bytes = len(data)
+        self._overhead += self._read_bytes
         if self._parser is None:
             self._parser = httptools.HttpResponseParser(self)
         try:
@@ -81,9 +93,14 @@ class Framing:
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self.clean = False
             if not self.ended:
-                self._fail("The provider sent something that is not HTTP/1.1.")
+                self._fail(_NOT_HTTP)
         if self._overhead > MAX_OVERHEAD_BYTES and not self.ended:
-            self._fail("The provider sent a response head or trailers without end.")
+            self._fail(_ENDLESS)
+        if self._body:
+            # Of one read at once: it may hold ten thousand chunks.
+            body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+            self._body.clear()
+            self.take(body)
 
     def on_message_begin(self) -> None:
         if self.ended:
@@ -96,29 +113,37 @@ class Framing:
     def on_header(self, name: bytes, value: bytes) -> None:
         # A trailer is no header field: what it would say was decided without it (RFC 9110 section 6.5.1).
         if not self.has_head:
-            self.headers.append((name, value.rstrip(b" \t")))
+            self.headers.append((name, value if value[-1:] not in b" \t" else self._stripped(name, value)))
 
     def on_headers_complete(self) -> None:
         parser = self._parser
         if parser is None or self.ended or self.fault:
             return
         status = parser.get_status_code()
+        if (
+            max(self._overhead, self._read_bytes) > MAX_OVERHEAD_BYTES
+            and self._head_bytes() > MAX_OVERHEAD_BYTES
+        ):
+            # One read may bring a large head and bytes of its body, which set `_overhead` back.
+            self._fail(_ENDLESS)
+            return
         if 100 <= status < 200:
             return
         if not 200 <= status <= 599 or parser.get_http_version() not in ("1.1", "1.0"):
-            self._fail("The provider sent something that is not HTTP/1.1.")
+            self._fail(_NOT_HTTP)
             return
         names = set(map(bytes.lower, map(_NAME, self.headers)))
         chunked = b"transfer-encoding" in names
         if chunked:
             codings = [value for name, value in self.headers if name.lower() == b"transfer-encoding"]
             if len(codings) > 1 or codings[0].strip().lower() != b"chunked":
-                self._fail("The provider sent a transfer coding that is not supported.")
+                self._fail(_BAD_CODING)
                 return
         self.status = status
         self.has_head = True
-        # llhttp forgets it when the message is complete.
-        self.keep_alive = parser.should_keep_alive()
+        # llhttp forgets it when the message is complete. HTTP/1.0 knows no chunks: whoever sends them there
+        # is not to be trusted with another request (RFC 9112 section 6.1).
+        self.keep_alive = parser.should_keep_alive() and not (chunked and parser.get_http_version() == "1.0")
         if self._method == "HEAD":
             # llhttp waits for a body that does not come.
             self._parser = None
@@ -134,7 +159,7 @@ class Framing:
             self._fail("The provider sent an interim response with a body.")
         elif not self.fault:
             self._overhead = 0
-            self.take(data)
+            self._body.append(data)
 
     def on_message_complete(self) -> None:
         if self.has_head:
@@ -149,6 +174,17 @@ class Framing:
         self.headers.clear()
         self.reason = b""
         self._overhead = 0
+
+    def _stripped(self, name: bytes, value: bytes) -> bytes:
+        """`value` without the blanks behind it."""
+        stripped = value.rstrip(b" \t")
+        if b"\t" in value[len(stripped) :] and name.lower() == b"transfer-encoding":
+            # llhttp knows no coding with a tab behind it: it would take the chunks for the body.
+            self._fail(_BAD_CODING)
+        return stripped
+
+    def _head_bytes(self) -> int:
+        return len(self.reason) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def _fail(self, fault: str) -> None:
         self.clean = False

@@ -4,6 +4,8 @@ Facts
   - Hop-by-hop fields are those of RFC 9110 section 7.6.1, and every field that ``Connection`` names.
   - A field value is bytes; 0x80 to 0xFF are legal in it (RFC 9110 section 5.5). The parsers on both
     sides refuse CR, LF and NUL, so what arrives here can be written out as it is.
+  - CGI and its kin read ``_`` in a name as ``-`` (RFC 3875 section 4.1.18), so ``x_api_key`` may be a
+    credential to a provider.
   - nginx acts on ``X-Accel-*`` fields of its upstream, redirects to internal locations included.
 
 Rules
@@ -108,7 +110,7 @@ _LINE = b": ".join
 @functools.lru_cache(_MEMO)
 def _out(key: bytes) -> int:
     """The fate of a request's field."""
-    name = key.lower()
+    name = key.lower().replace(b"_", b"-")
     if name == b"connection":
         return _CONNECTION
     if name == VIRTUAL_KEY:

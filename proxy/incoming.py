@@ -19,6 +19,7 @@ Not here: what the body says (`body`, `scanner`), who may send it (`keys`).
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator
 
 from aiohttp import hdrs, web
@@ -38,6 +39,13 @@ LARGE_BYTES = 1048576
 
 STEP_BYTES = 4096
 """A body must come by so much, or to its end, within ``body_timeout`` of waiting for it."""
+
+
+_HOST = re.compile(r"(?:[A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
+"""RFC 9110 section 7.2, and no name that is not one of DNS or an address."""
+
+_MOST_DIGITS = 19
+"""A length with more digits is more than any reader's integers hold."""
 
 
 class Original:
@@ -65,7 +73,8 @@ class Original:
         self.outgoing = outgoing
         self.identity = route.kind is Kind.BATCH or "text/event-stream" in fields.get(hdrs.ACCEPT, "")
         """Whether the answer must come uncompressed."""
-        self.length = int(declared) if declared is not None else None
+        # Python reads no more than 4300 digits, and leading zeros are digits.
+        self.length = int(declared.lstrip("0") or "0") if declared is not None else None
         """The declared length of the body, in bytes."""
         self.body: bytes | None = None
         self.scan: Scan | None = None
@@ -76,14 +85,22 @@ class Original:
 
 
 def check(request: web.BaseRequest) -> None:
-    """Refuse what is not a plain HTTP/1.1 or 1.0 request. Raises `ProxyError` 417, 501, 505."""
+    """Refuse what is not a plain HTTP/1.1 or 1.0 request. Raises `ProxyError` 400, 417, 501, 505."""
+    fields = request.headers
     if request.version not in ((1, 0), (1, 1)):
         raise _bad(505, "Only HTTP/1.1 and HTTP/1.0 are spoken here.")
-    codings = request.headers.getall(hdrs.TRANSFER_ENCODING, ())
+    if not _HOST.fullmatch(fields.get(hdrs.HOST, "")):
+        raise _bad(400, "The Host field is not a host, with or without a port.")
+    codings = fields.getall(hdrs.TRANSFER_ENCODING, ())
     if codings and (len(codings) > 1 or codings[0].strip().lower() != "chunked"):
         raise _bad(501, "The only transfer coding spoken here is chunked.")
-    expected = request.headers.get(hdrs.EXPECT)
-    if expected is not None and expected.lower() != "100-continue":
+    if codings and request.version < (1, 1):
+        raise _bad(400, "HTTP/1.0 has no transfer codings.")
+    if len(fields.get(hdrs.CONTENT_LENGTH, "").lstrip("0")) > _MOST_DIGITS:
+        raise _bad(400, "The Content-Length is beyond all bounds.")
+    if hdrs.EXPECT in fields and any(
+        expected.lower() != "100-continue" for expected in fields.getall(hdrs.EXPECT)
+    ):
         raise _bad(417, "The only expectation known here is 100-continue.")
 
 

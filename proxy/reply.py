@@ -68,8 +68,7 @@ class Reply:
         self._bodyless = False
         self._aborted = False
         self._pulse: Pulse | None = None
-        # aiohttp drops the bytes behind an upgrade it does not know, and reads on in the middle of them.
-        self.keep_alive = request.keep_alive and hdrs.UPGRADE not in request.headers
+        self.keep_alive = request.keep_alive and _may_be_followed(request)
 
     # What aiohttp asks of a finished reply.
 
@@ -220,6 +219,17 @@ class Reply:
         if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6) and raw.fileno() >= 0:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         self._transport.abort()
+
+
+def _may_be_followed(request: web.BaseRequest) -> bool:
+    """Whether aiohttp reads what comes behind this request as what it is."""
+    fields = request.headers
+    # It drops the bytes behind an upgrade that it does not know, and reads on in the middle of them. Of a
+    # chunked body's trailers the last becomes a field of the next request.
+    if hdrs.UPGRADE in fields or hdrs.TRANSFER_ENCODING in fields:
+        return False
+    # Of ``close`` and ``keep-alive`` it obeys the one that HTTP/1.0 needs more.
+    return request.version >= (1, 1) or "close" not in fields.get(hdrs.CONNECTION, "").lower()
 
 
 @functools.lru_cache(2)

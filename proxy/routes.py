@@ -66,6 +66,9 @@ MAX_REMEMBERED = 256
 
 _DOT_SEGMENT = re.compile(rb"(^|[/\\])\.{1,2}(;[^/\\]*)?([/\\]|$)")
 
+_OVERLONG = re.compile(rb"[\xc0\xc1]|\xe0[\x80-\x9f]|\xf0[\x80-\x8f]")
+"""What begins a character in more bytes than it needs; lax readers take some for dots and slashes."""
+
 _SEGMENT_END = re.compile(rb"[;?#\x00-\x20]")
 
 _SIMPLE = re.compile(rb"(/[a-z0-9_-][a-z0-9_.-]*)+")
@@ -143,10 +146,13 @@ def _checked(path: bytes) -> bytes:
 def _laxest(path: bytes) -> bytes:
     """`path` decoded three times, in lower case, with single slashes and none at the end.
 
-    Of each segment only what stands before parameters, a NUL, a space, ``?`` or ``#``.
+    Of each segment only what stands before parameters, a NUL, a space, ``?`` or ``#``. Raises `ProxyError`
+    400 for what is no UTF-8 (RFC 3629 section 3) in a way that is only used to hide something.
     """
     for _ in range(3):
         path = unquote_to_bytes(path)
+        if _OVERLONG.search(path):
+            raise _bad_target()
     segments = (_SEGMENT_END.split(segment, maxsplit=1)[0] for segment in re.split(rb"[/\\]", path.lower()))
     return b"/" + b"/".join(segment for segment in segments if segment)
 

@@ -7,16 +7,22 @@ Not here: answers that are cut (`test_upstream_cut`), and the framing that two r
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import hashlib
 import logging
 import os
+import sys
 import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
-from rawclient import PATIENCE, Gone, asked, post
+from rawclient import PATIENCE, Gone, asked, connect, post
 from running import StartProxy, StartUpstream, keyed
 from scripted import (
     JSON_TYPE,
+    LAST_CHUNK,
     MESSAGE,
     Conn,
     Request,
@@ -24,7 +30,6 @@ from scripted import (
     answer,
     chunk,
     raw,
-    refusal,
     stream_head,
 )
 
@@ -37,7 +42,6 @@ MESSAGES = "/anthropic/v1/messages"
 BATCH = "/anthropic/v1/messages/batches/msgbatch_1"
 GOOD = answer(body=MESSAGE)
 ONCE = {"max_retries": 0}
-TO_BACKUP = ["backup/claude-2"]
 FLOOD = 16 * framing_room.MAX_OVERHEAD_BYTES
 """Bytes after which an answer without end must have been cut; a part of them is in the sockets' buffers."""
 
@@ -157,69 +161,111 @@ async def test_a_reason_with_control_bytes_is_replaced(
     assert (response.status, response.reason, response.body) == (403, b"Forbidden", b"{}")
 
 
-# Garbage behind a head, before anything went down.
+# An event without end.
 
-OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
-BROKEN = {
-    "bad chunk size": OK + b"zz\r\n",
-    "bad chunk size behind a chunk": OK + chunk(b"{") + b"zz\r\n",
-}
-
-
-def sends(data: bytes) -> Step:
-    async def play(conn: Conn, _: Request) -> None:
-        await conn.send(data)
-        await conn.gone()
-
-    return play
+CONFIG = """
+listen: ["127.0.0.1:0"]
+default_providers: {{anthropic: anthropic}}
+providers:
+  anthropic: {{base_urls: {{anthropic: "{url}"}}}}
+  backup: {{base_urls: {{anthropic: "{url}"}}, is_key_less: true}}
+"""
+BLOCKS = 1600
+"""Blocks of 64 KiB in one event: 100 MiB."""
 
 
-@pytest.mark.parametrize("case", BROKEN)
-async def test_an_answer_that_breaks_with_its_head_moves_on(
-    upstream: StartUpstream, proxy: StartProxy, case: str
+def event_of_100_mib() -> Iterator[bytes]:
+    """One event in parts, of which no two are equal."""
+    yield b"event: content_block_delta\ndata: "
+    for number in range(BLOCKS):
+        yield b"%08x" % number * 8192
+    yield b"\n\n"
+
+
+@contextlib.asynccontextmanager
+async def served(config: Path) -> AsyncIterator[tuple[int, int]]:
+    """The proxy as a process of its own: its id and its port."""
+    pipe = asyncio.subprocess.PIPE
+    arguments = ("-m", "proxy", "serve", "--config", str(config))
+    process = await asyncio.create_subprocess_exec(sys.executable, *arguments, stdout=pipe, stderr=pipe)
+    try:
+        assert process.stderr is not None
+        async with asyncio.timeout(PATIENCE):
+            while b"serving on" not in (line := await process.stderr.readline()):
+                assert line, "it ended without serving"
+        yield process.pid, int(line.rpartition(b":")[2])
+    finally:
+        process.terminate()
+        await process.communicate()
+    assert process.returncode == 0
+
+
+def memory_of(pid: int, name: str) -> int:
+    """Bytes of the process: ``VmRSS`` now, ``VmHWM`` at most so far."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split(f"{name}:")[1].split()[0]) * 1024
+
+
+async def stalled(conn: Conn) -> None:
+    """Returns when nothing more could be sent for a while."""
+    before = -1
+    while conn.sent != before:
+        before = conn.sent
+        await asyncio.sleep(0.2)
+
+
+async def chunks_of(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """The chunks of a body, each dropped when it was looked at; the last one must be there."""
+    while size := int(await reader.readuntil(b"\r\n"), 16):
+        yield await reader.readexactly(size)
+        assert await reader.readexactly(2) == b"\r\n"
+    assert await reader.readexactly(2) == b"\r\n"
+
+
+@pytest.mark.parametrize(
+    ("pauses", "fallbacks"), [(3, None), (0, ["backup/claude-2"])], ids=["a slow reader", "with a fallback"]
+)
+async def test_an_event_of_100_mib_passes_in_bounded_memory(
+    upstream: StartUpstream, tmp_path: Path, pauses: int, fallbacks: list[str] | None
 ) -> None:
-    """Head and fault in one read: nothing is committed yet, so the next target answers whole."""
-    up, backup = await upstream(sends(BROKEN[case])), await upstream(GOOD)
-    p = await proxy(providers={"anthropic": up, "backup": backup}, network=ONCE)
-    response = await p.post(MESSAGES, asked(fallbacks=TO_BACKUP))
-    assert (response.status, response.body) == (200, MESSAGE)
-    assert response.header("x-bifrost-attempts") == b"anthropic/claude-2:protocol,backup/claude-2:200"
+    """It has no boundary inside; it passes byte for byte, and the process holds a few pieces of it."""
+    sent = hashlib.sha256()
 
+    async def step(conn: Conn, _: Request) -> None:
+        await conn.send(stream_head())
+        for part in event_of_100_mib():
+            sent.update(part)
+            await conn.send(chunk(part))
+        await conn.send(LAST_CHUNK)
 
-@pytest.mark.parametrize("case", BROKEN)
-async def test_an_answer_that_breaks_with_its_head_is_502(
-    upstream: StartUpstream, proxy: StartProxy, case: str
-) -> None:
-    """Without another target it is an error of ours, not a head without a body."""
-    p = await proxy(await upstream(sends(BROKEN[case])), network=ONCE)
-    response = await p.post(MESSAGES, asked())
-    assert (response.status, response.complete) == (502, True)
-    assert response.header("x-bifrost-attempts") == b"anthropic/claude-2:protocol"
-    assert (await p.line())["ending"] == "UH"
+    up = await upstream(answer(body=MESSAGE), step)
+    config = tmp_path / "proxy.yaml"
+    config.write_text(CONFIG.format(url=up.url))
+    came, size = hashlib.sha256(), 0
+    async with served(config) as (pid, port), asyncio.timeout(60):
+        first = await connect(port)
+        await first.send(post(MESSAGES, asked()))
+        assert (await first.response()).status == 200
+        first.close()
+        idle = memory_of(pid, "VmRSS")
 
-
-# retry-after.
-
-ABSURD = [
-    b"Mon, 01 Jan 99999999999999999999 00:00:00 GMT",
-    b"Sat, 99999999999999999999 Jan 2000 00:00:00 GMT",
-    b"Sat, 01 Jan 2000 99999999999:00:00 GMT",
-    b"Sat, 01 Jan 2000 00:00:00 +9999999999999999",
-    b"Mon",
-    b", , ",
-]
-
-
-@pytest.mark.parametrize("value", ABSURD)
-async def test_an_absurd_retry_after_is_ignored(
-    upstream: StartUpstream, proxy: StartProxy, value: bytes
-) -> None:
-    """A date that no clock can hold says nothing; the retry is made after the usual backoff."""
-    up = await upstream(refusal(529, headers=[(b"retry-after", value)]), GOOD)
-    p = await proxy(up, network={"max_retries": 1})
-    response = await p.post(MESSAGES, asked())
-    assert (response.status, response.body) == (200, MESSAGE)
-    assert response.header("x-bifrost-attempts") == b"anthropic/claude-2:529,anthropic/claude-2:200"
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(post(MESSAGES, asked(stream=True, fallbacks=fallbacks)))
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+        pauses_at = [BLOCKS * 65536 * number // pauses for number in range(pauses)]
+        async for data in chunks_of(reader):
+            came.update(data)
+            size += len(data)
+            if pauses_at and size > pauses_at[0]:
+                pauses_at.pop(0)
+                await stalled(up.conns[-1])
+        writer.close()
+        await writer.wait_closed()
+        grown = memory_of(pid, "VmHWM") - idle
+    assert size == BLOCKS * 65536 + len(b"event: content_block_delta\ndata: \n\n")
+    assert came.digest() == sent.digest()
+    assert pauses_at == []
+    assert grown < 16 * 2**20, f"{grown} bytes more than idle"
 
 
 # A slow upstream.

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NamedTuple
 
 import pytest
-from rawclient import Response, asked, post
+from rawclient import Body, Response, asked, post
 from running import Proxy, StartProxy, StartUpstream
 from scripted import (
     COMPLETION_EVENTS_2023_01_01,
@@ -23,11 +25,9 @@ from scripted import (
     SSE_TYPE,
     Conn,
     Request,
-    Step,
     answer,
     chunk,
     head,
-    raw,
     stream_head,
 )
 
@@ -61,24 +61,16 @@ async def silence(conn: Conn) -> None:
     await conn.gone()
 
 
-def garbage(data: bytes) -> Callable[[Conn], Awaitable[None]]:
-    async def cut(conn: Conn) -> None:
-        await conn.send(data)
-        await conn.gone()
-
-    return cut
+async def garbage(conn: Conn) -> None:
+    await conn.send(b"zz\r\n")
+    await conn.gone()
 
 
 CUTS: dict[str, Callable[[Conn], Awaitable[None]]] = {
     "FIN": fin,
     "RST": rst,
     "silence": silence,
-    "bad chunk size": garbage(b"zz\r\n"),
-    "negative chunk size": garbage(b"-1\r\n"),
-    "huge chunk size": garbage(b"fffffffffffffffff\r\n"),
-    "no chunk size": garbage(b"\r\n"),
-    "bare LF": garbage(b"5\nhello"),
-    "plain text": garbage(b"HTTP/1.1 500 Oh\r\n\r\n"),
+    "garbage": garbage,
 }
 """How it was cut. After garbage upstream stays connected: the proxy must not wait for more."""
 
@@ -123,7 +115,8 @@ async def test_a_cut_stream_is_reset(
         await CUTS[how](conn)
 
     up = await upstream(step)
-    p = await proxy(up, network={"idle_timeout": 0.3}, ping_interval=0)
+    # Only silence may meet the timer, however slow the machine is.
+    p = await proxy(up, network={"idle_timeout": 0.3 if how == "silence" else 60}, ping_interval=0)
     response = await stream(p, sent, relayed)
     assert (response.complete, response.reset) == (False, True)
     assert LAST_CHUNK not in response.raw[-7:]
@@ -183,136 +176,272 @@ async def test_a_client_of_http_1_0_sees_the_reset(upstream: StartUpstream, prox
     assert (response.complete, response.reset) == (False, True)
 
 
-SENT = MESSAGE[:40]
-WITH_LENGTH = answer(body=MESSAGE).removesuffix(MESSAGE)
-CHUNKED = head(200, [JSON_TYPE, (b"Transfer-Encoding", b"chunked")])
-JSON_CUTS: dict[str, tuple[bytes, Callable[[Conn], Awaitable[None]]]] = {
-    "length, FIN": (WITH_LENGTH + SENT, fin),
-    "length, one byte short": (WITH_LENGTH + MESSAGE[:-1], fin),
-    "length, RST": (WITH_LENGTH + SENT, rst),
-    "length, silence": (WITH_LENGTH + SENT, silence),
-    "length, no body": (WITH_LENGTH, fin),
-    "chunked, FIN": (CHUNKED + chunk(MESSAGE), fin),
-    "chunked, FIN in the last chunk": (CHUNKED + chunk(MESSAGE) + b"0\r\n", fin),
-    "chunked, FIN in a chunk": (CHUNKED + b"%x\r\n" % len(MESSAGE) + SENT, fin),
-    "chunked, garbage": (CHUNKED + chunk(SENT), garbage(b"zz\r\n")),
-    "until close, RST": (head(200, [JSON_TYPE]) + SENT, rst),
-    "until close, silence": (head(200, [JSON_TYPE]) + SENT, silence),
+# A cut at any byte.
+
+EVENTS = [MESSAGE_EVENTS[4], PING, MESSAGE_EVENTS[7]]
+STREAMED = b"".join(EVENTS)
+BETWEEN = (b"", EVENTS[0], EVENTS[0] + EVENTS[1])
+"""What of it stands between two events, where an error event has its place."""
+
+
+class Answer(NamedTuple):
+    """An answer as it goes over the wire. Less of it than `commit` bytes brings nothing downstream."""
+
+    head: bytes
+    body: bytes
+    content: bytes
+    first_event: bytes
+
+    @property
+    def stream(self) -> bool:
+        return bool(self.first_event)
+
+    def commit(self, *, fallback: bool) -> int:
+        # With another target to ask, the first event of a stream is awaited.
+        return len(self.head) + (len(self.first_event) if fallback else 0)
+
+
+SIZED_HEAD = head(200, [JSON_TYPE, (b"Content-Length", b"%d" % len(MESSAGE))])
+SIZED_STREAM_HEAD = head(200, [SSE_TYPE, (b"Content-Length", b"%d" % len(STREAMED))])
+ANSWERS = {
+    "a message": Answer(SIZED_HEAD, MESSAGE, MESSAGE, b""),
+    "a message in chunks": Answer(
+        stream_head([JSON_TYPE]), chunk(MESSAGE[:9]) + chunk(MESSAGE[9:]) + LAST_CHUNK, MESSAGE, b""
+    ),
+    "a stream with a length": Answer(SIZED_STREAM_HEAD, STREAMED, STREAMED, EVENTS[0]),
+    "a stream in chunks": Answer(
+        stream_head(),
+        b"".join(map(chunk, EVENTS)) + LAST_CHUNK,
+        STREAMED,
+        chunk(EVENTS[0]).removesuffix(b"\r\n"),
+    ),
 }
 
 
-@pytest.mark.parametrize("case", JSON_CUTS)
-async def test_a_cut_json_answer_is_reset(upstream: StartUpstream, proxy: StartProxy, case: str) -> None:
-    """An answer that is no stream has no place for an error event either; nothing is added to it."""
-    sent, how = JSON_CUTS[case]
-    relayed = asyncio.Event()
-
-    async def step(conn: Conn, _: Request) -> None:
-        await conn.send(sent)
-        await relayed.wait()
-        await how(conn)
-
-    up = await upstream(step)
-    p = await proxy(up, network={"idle_timeout": 0.2})
-    client = await p.connect()
-    await client.send(post(MESSAGES, asked()))
-    assert (await client.head()).status == 200
-    relayed.set()
-    response = await client.rest()
-    assert (response.complete, response.reset) == (False, True)
-    assert MESSAGE.startswith(response.body)
-    line = await p.line()
-    assert line["ending"] == ("uD" if "silence" in case else "UD")
-    assert up.arrived == 1
+def content_of(body: bytes, *, chunked: bool) -> bytes:
+    """As much of the content as `body`, the beginning of one, holds."""
+    taken = Body(length=None, chunked=chunked)
+    taken.pull(bytearray(body))
+    return bytes(taken.data)
 
 
-# Before the head.
+def check_cut_at(position: int, sent: Answer, response: Response, *, fallback: bool) -> None:
+    """Whether this is what must come down when upstream ends the connection behind `position` bytes."""
+    if position == len(sent.head + sent.body):
+        assert (response.status, response.complete, response.body) == (200, True, sent.content), position
+    elif position < sent.commit(fallback=fallback):
+        assert response.complete, position
+        if fallback:
+            assert (response.status, response.body) == (200, MESSAGE), position
+            assert response.header("x-bifrost-provider") == b"backup"
+        else:
+            assert (response.status, response.reset) == (502, False), position
+            assert json.loads(response.body)["error"]["type"] == "api_error"
+    else:
+        assert (response.status, response.complete, response.reset) == (200, False, True), position
+        came = content_of(sent.body[: position - len(sent.head)], chunked=b"chunked" in sent.head)
+        assert response.body.startswith(came), position
+        rest = response.body.removeprefix(came)
+        if sent.stream and came in BETWEEN:
+            assert error_of(rest)["error"]["type"] == "api_error", position
+        else:
+            assert rest == b"", position
 
 
-def sends(data: bytes, then: Callable[[Conn], Awaitable[None]] = silence) -> Step:
-    async def play(conn: Conn) -> None:
-        await conn.request()
-        await conn.send(data)
-        await then(conn)
-
-    return raw(play)
-
-
-OK = b"HTTP/1.1 200 OK\r\n"
-BAD_HEADS: dict[str, Step] = {
-    "cut, FIN": sends(OK + b"Content-Le", fin),
-    "cut, RST": sends(OK, rst),
-    "not HTTP": sends(b"SSH-2.0-OpenSSH_9.2\r\n"),
-    "TLS alert": sends(b"\x15\x03\x01\x00\x02\x02\x46"),
-    "HTTP/0.9": sends(b"hello\n", fin),
-    "HTTP/2": sends(b"HTTP/2.0 200 OK\r\nContent-Length: 0\r\n\r\n"),
-    "status 99": sends(b"HTTP/1.1 99 Low\r\nContent-Length: 0\r\n\r\n"),
-    "status 600": sends(b"HTTP/1.1 600 High\r\nContent-Length: 0\r\n\r\n"),
-    "status 999999": sends(b"HTTP/1.1 999999 High\r\nContent-Length: 0\r\n\r\n"),
-    "unasked 101": sends(
-        b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n" + b"\x00" * 9
-    ),
-    "length and chunked": sends(
-        OK + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
-    ),
-    "two lengths": sends(OK + b"Content-Length: 3\r\nContent-Length: 4\r\n\r\nabc"),
-    "list of lengths": sends(OK + b"Content-Length: 3, 3\r\n\r\nabc"),
-    "odd length": sends(OK + b"Content-Length: +3\r\n\r\nabc"),
-    "negative length": sends(OK + b"Content-Length: -3\r\n\r\nabc"),
-    "gzip coding": sends(OK + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"),
-    "two codings": sends(OK + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
-    "unknown coding": sends(OK + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n"),
-    "folded line": sends(OK + b"X-A: 1\r\n folded\r\nContent-Length: 0\r\n\r\n"),
-    "NUL in a value": sends(OK + b"X-A: a\x00b\r\nContent-Length: 0\r\n\r\n"),
-    "CR in a value": sends(OK + b"X-A: a\rSet-Cookie: b\r\nContent-Length: 0\r\n\r\n"),
-    "blank before the colon": sends(OK + b"Content-Length : 0\r\n\r\n"),
-    "no colon": sends(OK + b"nonsense\r\n\r\n"),
-    "endless head": sends(OK + b"X-A: b\r\n" * 20_000),
-    "endless line": sends(OK + b"X-A: " + b"b" * 200_000),
-    "endless interim answers": sends(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" * 500),
-}
-
-
-@pytest.mark.parametrize("case", BAD_HEADS)
-async def test_a_head_that_cannot_be_understood_is_502(
-    upstream: StartUpstream, proxy: StartProxy, case: str
+@pytest.mark.parametrize("fallback", [False, True], ids=["alone", "with a fallback"])
+@pytest.mark.parametrize("how", ["FIN", "RST"])
+@pytest.mark.parametrize("name", ANSWERS)
+async def test_an_answer_that_ends_at_any_byte(
+    upstream: StartUpstream, proxy: StartProxy, name: str, how: str, *, fallback: bool
 ) -> None:
-    """What is not a proper HTTP/1.1 answer never comes down; the client gets an error of ours, at once."""
-    up = await upstream(BAD_HEADS[case])
-    p = await proxy(up, network={"max_retries": 0, "first_byte_timeout": 5, "idle_timeout": 5})
-    async with asyncio.timeout(3):
-        response = await p.post(MESSAGES, asked())
-    error = json.loads(response.body)
-    assert (response.status, response.complete) == (502, True)
-    assert error["error"]["type"] == "api_error"
-    assert error["request_id"].encode() == response.header("request-id")
-    assert (await p.line())["ending"] == "UH"
+    """An error of ours or the next target's answer, then a reset, and a whole answer only for a whole one."""
+    sent = ANSWERS[name]
+    wire = sent.head + sent.body
+    positions = range(len(wire) + 1)
+
+    async def step(conn: Conn, request: Request) -> None:
+        await conn.send(wire[: json.loads(request.body)["top_k"]])
+        await CUTS[how](conn)
+
+    async def ask(position: int) -> None:
+        fallbacks = ["backup/claude-2"] if fallback else None
+        async with few:
+            response = await p.post(MESSAGES, asked(stream=sent.stream, fallbacks=fallbacks, top_k=position))
+        check_cut_at(position, sent, response, fallback=fallback)
+
+    few = asyncio.Semaphore(100)
+    up = await upstream(*[step] * len(positions))
+    backup = await upstream(*[answer(body=MESSAGE)] * sent.commit(fallback=True) * fallback)
+    p = await proxy(providers={"anthropic": up, "backup": backup}, network={"max_retries": 0})
+    async with asyncio.TaskGroup() as group:
+        for position in positions:
+            group.create_task(ask(position))
+    async with asyncio.timeout(1):
+        await up.quiet()
+    await p.stop()
+    commit = sent.commit(fallback=fallback)
+    endings = Counter(line["ending"] for line in p.lines)
+    whole = {"--": commit + 1} if fallback else {"--": 1, "UH": commit}
+    assert endings == {**whole, "UD": len(wire) - commit}
 
 
-@pytest.mark.parametrize(
-    "case", ["cut, RST", "not HTTP", "HTTP/2", "unasked 101", "two lengths", "endless head"]
-)
-async def test_a_head_that_cannot_be_understood_moves_on(
-    upstream: StartUpstream, proxy: StartProxy, case: str
-) -> None:
-    """A provider that speaks something else is broken: the next target answers."""
-    up, backup = await upstream(BAD_HEADS[case]), await upstream(answer(body=MESSAGE))
-    p = await proxy(providers={"anthropic": up, "backup": backup}, network={"max_retries": 3})
-    response = await p.post(MESSAGES, asked(fallbacks=["backup/x"]))
-    assert (response.status, response.body) == (200, MESSAGE)
-    assert response.header("x-bifrost-provider") == b"backup"
+# Standing still.
+
+FIRST_BYTE, IDLE = 0.2, 0.4
+"""The timers, in seconds."""
+
+LATE = 0.5
+"""Seconds behind its timer within which an answer must have ended, beside what the machine itself is late."""
 
 
-async def test_a_head_that_dribbles_is_504(upstream: StartUpstream, proxy: StartProxy) -> None:
-    """`first_byte_timeout` ends with the whole head, not with its first byte."""
+@pytest.fixture
+async def machine() -> AsyncIterator[Callable[[], float]]:
+    """Tells how late, in seconds, this process has been so far in all: others want the processors as well."""
+    loop = asyncio.get_running_loop()
+    late = 0.0
 
-    async def step(conn: Conn, _: Request) -> None:
-        for byte in answer(200, [(b"X-Slow", b"s" * 10_000)], MESSAGE):
-            await conn.send(bytes([byte]))
+    async def watch() -> None:
+        nonlocal late
+        while True:
+            due = loop.time() + 0.01
             await asyncio.sleep(0.01)
+            late += loop.time() - due
 
-    p = await proxy(await upstream(step), network={"first_byte_timeout": 0.3, "max_retries": 0})
-    async with asyncio.timeout(5):
-        response = await p.post(MESSAGES, asked())
+    watching = loop.create_task(watch())
+    yield lambda: late
+    watching.cancel()
+    await asyncio.wait([watching])
+
+
+class Stall(NamedTuple):
+    """What upstream sends before it stands still, and what of its content comes down, None without a head.
+
+    `event` is what it means where another target can still serve; then that one does.
+    """
+
+    sends: bytes
+    content: bytes | None
+    event: str = ""
+
+
+STALLS = {
+    "before the head": Stall(b"", None, "timeout"),
+    "in the status line": Stall(SIZED_HEAD[:12], None, "timeout"),
+    "in a field": Stall(SIZED_HEAD[:30], None, "timeout"),
+    "behind an interim answer": Stall(b"HTTP/1.1 100 Continue\r\n\r\n", None, "timeout"),
+    "behind a head with a length": Stall(SIZED_HEAD, b""),
+    "in a message": Stall(SIZED_HEAD + MESSAGE[:-1], MESSAGE[:-1]),
+    "in a message until close": Stall(head(200, [JSON_TYPE]) + MESSAGE, MESSAGE),
+    "in a message in chunks": Stall(stream_head([JSON_TYPE]) + chunk(MESSAGE), MESSAGE),
+    "behind the head of a stream": Stall(stream_head(), b"", "stream_error"),
+    "in the first chunk size": Stall(stream_head() + b"8", b"", "stream_error"),
+    "in the first event": Stall(stream_head() + chunk(EVENTS[0][:-1]), EVENTS[0][:-1], "stream_error"),
+    "in a chunk size": Stall(stream_head() + chunk(EVENTS[0]) + b"2", EVENTS[0]),
+    "behind a chunk size": Stall(stream_head() + chunk(EVENTS[0]) + b"20\r\n", EVENTS[0]),
+    "in an event": Stall(stream_head() + chunk(EVENTS[0]) + chunk(PING[:20]), EVENTS[0] + PING[:20]),
+    "between two events": Stall(stream_head() + chunk(EVENTS[0]) + chunk(PING), EVENTS[0] + PING),
+    "before the last chunk": Stall(stream_head() + b"".join(map(chunk, EVENTS)), STREAMED),
+    "in the last chunk": Stall(stream_head() + b"".join(map(chunk, EVENTS)) + b"0\r\n", STREAMED),
+}
+
+
+def check_stall(name: str, response: Response, line: dict[str, Any], *, fallback: bool) -> None:
+    """Whether a request came to what it must; `name` is also that of its model."""
+    stall = STALLS[name]
+    seen = (response.status, response.complete, response.reset, line["ending"], line["attempts"])
+    first, backup = f"anthropic/{name}", "backup/claude-2:200"
+    if stall.event and fallback:
+        assert seen == (200, True, False, "--", [f"{first}:{stall.event}", backup])
+        assert response.body == MESSAGE
+    elif stall.content is None:
+        assert seen == (504, True, False, "uH", [f"{first}:timeout"])
+        assert json.loads(response.body)["error"]["type"] == "timeout_error"
+    else:
+        assert seen == (200, False, True, "uD", [f"{first}:200"])
+        assert response.body.startswith(stall.content)
+        rest = response.body.removeprefix(stall.content)
+        if SSE_TYPE[1] in stall.sends and stall.content in BETWEEN:
+            assert error_of(rest)["error"]["type"] == "timeout_error"
+        else:
+            assert rest == b""
+
+
+@pytest.mark.parametrize("fallback", [False, True], ids=["alone", "with a fallback"])
+async def test_an_upstream_that_stands_still(
+    upstream: StartUpstream, proxy: StartProxy, machine: Callable[[], float], *, fallback: bool
+) -> None:
+    """In whichever phase: the right timer ends it, in time, and what came does not look whole."""
+
+    async def step(conn: Conn, request: Request) -> None:
+        await conn.send(STALLS[json.loads(request.body)["model"]].sends)
+        await conn.gone()
+
+    up = await upstream(*[step] * len(STALLS))
+    backup = await upstream(*[answer(body=MESSAGE)] * sum(bool(stall.event) for stall in STALLS.values()))
+    backup.allow_unused = not fallback
+    p = await proxy(
+        providers={"anthropic": up, "backup": backup},
+        network={"max_retries": 1, "first_byte_timeout": FIRST_BYTE, "idle_timeout": IDLE},
+    )
+    fallbacks = ["backup/claude-2"] if fallback else None
+    async with asyncio.TaskGroup() as group:
+        asking = {
+            name: group.create_task(p.post(MESSAGES, asked(name, stream=True, fallbacks=fallbacks)))
+            for name in STALLS
+        }
+    async with asyncio.timeout(1):
+        await up.quiet()
+    await p.stop()
+    lines = {line["model"]: line for line in p.lines}
+    assert len(p.lines) == len(lines) == len(STALLS)
+    for name, task in asking.items():
+        check_stall(name, task.result(), lines[name], fallback=fallback)
+        timer = FIRST_BYTE if STALLS[name].content is None else IDLE
+        assert timer <= lines[name]["total_ms"] / 1000 < timer + LATE + machine(), name
+
+
+DRIBBLES = {
+    "line ends": (b"", b"\r\n"),
+    "bytes": (b"HTTP/1.1 200 OK\r\nX-A: ", b"b"),
+    "fields": (b"HTTP/1.1 200 OK\r\n", b"X-A: b\r\n"),
+    "interim answers": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+}
+"""How a head begins, and what then comes every 20 ms."""
+
+
+@pytest.mark.parametrize("name", DRIBBLES)
+async def test_a_head_that_dribbles_is_504(
+    upstream: StartUpstream, proxy: StartProxy, machine: Callable[[], float], name: str
+) -> None:
+    """`first_byte_timeout` ends with the whole head; bytes on the way to it buy no time."""
+    begin, repeated = DRIBBLES[name]
+
+    async def step(conn: Conn, _: Request) -> None:
+        await conn.send(begin)
+        while conn.open:
+            await conn.send(repeated)
+            await asyncio.sleep(0.02)
+
+    p = await proxy(await upstream(step), network={"first_byte_timeout": FIRST_BYTE, "max_retries": 0})
+    response = await p.post(MESSAGES, asked())
     assert (response.status, json.loads(response.body)["error"]["type"]) == (504, "timeout_error")
-    assert (await p.line())["ending"] == "uH"
+    line = await p.line()
+    assert line["ending"] == "uH"
+    assert FIRST_BYTE <= line["total_ms"] / 1000 < FIRST_BYTE + LATE + machine()
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+async def test_a_body_that_dribbles_is_whole(upstream: StartUpstream, proxy: StartProxy, name: str) -> None:
+    """`idle_timeout` counts silence alone: each byte begins it anew, however long the whole takes."""
+    sent = ANSWERS[name]
+
+    async def step(conn: Conn, _: Request) -> None:
+        await conn.send(sent.head)
+        for start in range(0, len(sent.body), 8):
+            await conn.send(sent.body[start : start + 8])
+            await asyncio.sleep(0.02)
+
+    p = await proxy(await upstream(step), network={"idle_timeout": IDLE}, ping_interval=0)
+    response = await p.post(MESSAGES, asked(stream=sent.stream))
+    assert (response.complete, response.body) == (True, sent.content)
+    assert (await p.line())["total_ms"] / 1000 > IDLE
