@@ -29,6 +29,9 @@ logger = logging.getLogger("proxy")
 GARBAGE_THRESHOLD = 20_000
 """Objects made and not freed before the collector looks. Python's own 700 costs a tenth of the CPU."""
 
+STOP_SECONDS = 15.0
+"""What a stop may take beside the drain."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit code."""
@@ -136,7 +139,7 @@ async def _serve(loaded: Config, listen: tuple[str, ...], path: str | None) -> i
         supervisor.ready(server.status)
     logger.info("stopping: open requests may finish; a second signal ends them")
     stopping = loop.create_task(server.stop())
-    supervisor.stopping("draining: open requests may finish")
+    supervisor.stopping("draining: open requests may finish", loaded.drain_timeout + STOP_SECONDS)
     hurrying = loop.create_task(_hurry(server, signals))
     await stopping
     hurrying.cancel()

@@ -42,7 +42,7 @@ from .reply import Reply
 RECEIVE_BYTES = 65536
 """The most that one read from downstream brings."""
 
-LINGER_SECONDS = 2
+LINGER_SECONDS = 5
 """How long an answer that came before the end of its request may still be read."""
 
 LOOK_SECONDS = 0.5
@@ -50,6 +50,9 @@ LOOK_SECONDS = 0.5
 
 _HALF_CLOSED = getattr(select, "POLLRDHUP", 0)
 """What poll(2) is asked for, where the system knows it; it always tells of a reset."""
+
+
+_BUSY = -1
 
 
 class Downstream(web.Server):
@@ -86,16 +89,18 @@ class Downstream(web.Server):
         self._left()
 
     def close_idle(self) -> None:
-        """Close the connections on which nothing is going on."""
+        """Close the connections that were idle at the last call, and have been since."""
         for door in cast(list[Door], self.connections):
-            if door.idle:
+            requests = door.request_count if door.idle else _BUSY
+            if door.idle_at == requests != _BUSY:
                 door.force_close()
+            door.idle_at = requests
 
 
 class Door(web.RequestHandler):
     """One downstream connection."""
 
-    __slots__ = ("_began", "_downstream", "_head_timer", "_look_timer")
+    __slots__ = ("_began", "_downstream", "_head_timer", "_look_timer", "idle_at")
 
     def __init__(self, downstream: Downstream) -> None:
         super().__init__(downstream, loop=downstream.loop, **downstream.settings)
@@ -104,6 +109,13 @@ class Door(web.RequestHandler):
         """Whether a part of a head is in."""
         self._head_timer: asyncio.TimerHandle | None = None
         self._look_timer: asyncio.TimerHandle | None = None
+        self.idle_at = _BUSY
+        """`request_count` when `Downstream.close_idle` last found it idle."""
+
+    @property
+    def request_count(self) -> int:
+        """How many requests have come."""
+        return self._request_count
 
     @property
     def idle(self) -> bool:

@@ -150,10 +150,12 @@ class Handler:
         return self._bodies.bytes
 
     def retire(self) -> None:
-        """Let every connection end with the reply that it carries, or carries next; ``/health`` says so."""
+        """Let every connection end with the next reply that can say so; ``/health`` says so too."""
         self._retired = True
-        for _, reply in self._open.values():
-            reply.close()
+        for exchange, reply in self._open.values():
+            # A head that is out has promised that the connection goes on: its client may ask at once again.
+            if not exchange.committed:
+                reply.close()
 
     def end_open(self) -> list[asyncio.Task[Any]]:
         """End every open request now: with an error before its commit point, with a reset after it."""

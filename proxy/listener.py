@@ -5,12 +5,12 @@ Facts
     109564), and cannot be told to wait.
   - Where no descriptor is left, accept(2) fails and the connection stays in the backlog, so that the
     socket stays readable: a loop that goes on listening to it spins.
-  - A socket that systemd passed stays open there: who is not accepted waits for the next process.
+  - A socket that systemd passed stays open there: who comes when ours is closed waits for the next process.
 
 Rules
   1. At most `limit` connections are open, so that each finds a descriptor for its way upstream. Further ones
      wait in the backlog; nobody is refused, and it goes on by itself.
-  2. `close` leaves nobody behind: who waits at a socket of our own is taken in first.
+  2. `close` leaves nobody behind: who waits in the backlog is taken in first.
 
 Not here: what is said on a connection (`door`).
 """
@@ -58,28 +58,30 @@ class Listener:
         self._limit = limit
         self._loop = asyncio.get_running_loop()
         self._factory: Callable[[], asyncio.Protocol] | None = None
-        self._sockets: dict[socket.socket, bool] = {}
+        self._sockets: list[socket.socket] = []
         self._paths: list[tuple[str, int]] = []
         self._connecting: set[asyncio.Task[None]] = set()
         self._resting: asyncio.TimerHandle | None = None
         self._accepting = False
         self._quiet_until = 0.0
 
-    def inherit(self, passed: socket.socket) -> None:
-        """Listen on a socket that somebody else holds open as well."""
-        self._add(passed, own=False)
+    def add(self, listening: socket.socket) -> None:
+        """Listen on this socket."""
+        listening.setblocking(False)
+        self._sockets.append(listening)
+        self.addresses.append(_name(listening.getsockname()))
 
     async def bind(self, address: str) -> None:
         """Listen on ``HOST:PORT`` or ``unix:PATH``. Raises OSError when it cannot be had."""
         if address.startswith("unix:"):
-            self._add(self._bound_path(address.removeprefix("unix:")), own=True)
+            self.add(self._bound_path(address.removeprefix("unix:")))
             return
         host, _, port = address.rpartition(":")
         found = await self._loop.getaddrinfo(
             host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
         for family, _, _, _, name in dict.fromkeys(found):
-            self._add(socket.create_server(name[:2], family=family, backlog=BACKLOG), own=True)
+            self.add(socket.create_server(name[:2], family=family, backlog=BACKLOG))
 
     def start(self, factory: Callable[[], asyncio.Protocol]) -> None:
         """Accept connections, each for a protocol of its own, whose end `left` must be told."""
@@ -100,8 +102,8 @@ class Listener:
         if self._resting is not None:
             self._resting.cancel()
         factory, self._factory = self._factory, None
-        for listening, own in self._sockets.items():
-            if own and factory is not None:
+        for listening in self._sockets:
+            if factory is not None:
                 self._take_in(listening, factory, BACKLOG)
             listening.close()
         self._sockets.clear()
@@ -109,11 +111,6 @@ class Listener:
             _unlink(path, inode)
         while self._connecting:
             await asyncio.wait(self._connecting)
-
-    def _add(self, listening: socket.socket, *, own: bool) -> None:
-        listening.setblocking(False)
-        self._sockets[listening] = own
-        self.addresses.append(_name(listening.getsockname()))
 
     def _bound_path(self, path: str) -> socket.socket:
         if os.path.exists(path) and stat.S_ISSOCK(os.stat(path).st_mode):

@@ -4,7 +4,8 @@ Facts
   - The pure-Python parser of aiohttp fails cases that the C parser passes, and releases before 3.14.5
     have known request-smuggling holes; both are checked at the start.
   - A client may send its next request in the moment in which its connection is closed; HTTP has no remedy but
-    to say ``Connection: close`` first. For `GRACE_SECONDS` every reply says so before idle ones are closed.
+    to say ``Connection: close`` first. So every reply says so, and what is closed without that has been idle
+    for `GRACE_SECONDS`.
 
 Rules
   1. What is started here is stopped here, in the reverse order.
@@ -37,7 +38,7 @@ from .upstream import Upstream
 AIOHTTP_FLOOR = (3, 14, 5)
 
 GRACE_SECONDS = 0.2
-"""How long a stopping server still takes requests on connections that are open."""
+"""How long a connection must have been idle before a stopping server closes it."""
 
 CLOSE_SECONDS = 1
 """How long what was ended may take to close."""
@@ -94,7 +95,7 @@ class Server:
             "verbatim_buffered_bytes", "Bytes of bodies that are held.", self._handler.buffered
         )
         for inherited in self._sockets:
-            self._listener.inherit(inherited)
+            self._listener.add(inherited)
         for address in () if self._sockets else config.listen:
             await self._listener.bind(address)
         self._downstream = Downstream(
@@ -127,9 +128,7 @@ class Server:
         if self._listener is not None:
             await self._listener.close()
         if self._listener is not None and self._downstream is not None and self._handler is not None:
-            await self._patience(self._listener.all_left, GRACE_SECONDS)
-            self._downstream.close_idle()
-            await self._patience(self._listener.all_left, self._config.drain_timeout)
+            await self._drain(self._listener.all_left, self._downstream)
             ended = self._handler.end_open()
             if ended:
                 await asyncio.wait(ended)
@@ -142,6 +141,17 @@ class Server:
     def hurry(self) -> None:
         """Let `stop` wait for nobody any more."""
         self._hurried.set()
+
+    async def _drain(self, all_left: asyncio.Event, downstream: Downstream) -> None:
+        """Wait until every connection has ended, for ``drain_timeout``; close those that stay idle."""
+        clock = asyncio.get_running_loop().time
+        until = clock() + self._config.drain_timeout
+        while True:
+            downstream.close_idle()
+            left = until - clock()
+            if all_left.is_set() or self._hurried.is_set() or left <= 0:
+                return
+            await self._patience(all_left, min(GRACE_SECONDS, left))
 
     async def _patience(self, enough: asyncio.Event, seconds: float) -> None:
         """Wait for `enough`, so many seconds at most, and not at all in a hurry."""

@@ -64,9 +64,9 @@ class Supervisor:
         """A reload begins; `ready` ends it."""
         self._tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}", "STATUS=reloading")
 
-    def stopping(self, status: str) -> None:
-        """The service goes down."""
-        self._tell("STOPPING=1", f"STATUS={status}")
+    def stopping(self, status: str, seconds: float) -> None:
+        """The service goes down, and may take so long, whatever its unit's ``TimeoutStopSec`` says."""
+        self._tell("STOPPING=1", f"STATUS={status}", f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
 
     def watch(self, status: Callable[[], str]) -> None:
         """Feed the watchdog from now on, and tell it the status."""

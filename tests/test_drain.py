@@ -227,10 +227,11 @@ async def test_a_head_that_has_begun_is_waited_for(upstream: StartUpstream, prox
     await stopping
 
 
-async def test_a_stream_that_ends_in_time_ends_its_connection(
-    upstream: StartUpstream, proxy: StartProxy
+@pytest.mark.parametrize("asks", [True, False], ids=["asks again", "asks no more"])
+async def test_a_stream_that_had_begun_is_not_the_last_reply(
+    upstream: StartUpstream, proxy: StartProxy, *, asks: bool
 ) -> None:
-    """It was begun as one of many on its connection; after its last chunk the connection is closed."""
+    """Its head could not say ``Connection: close`` any more: who asks behind it gets an answer that does."""
     go = asyncio.Event()
 
     async def step(conn: Conn, _: Request) -> None:
@@ -238,16 +239,22 @@ async def test_a_stream_that_ends_in_time_ends_its_connection(
         await go.wait()
         await conn.send(chunk(MESSAGE_EVENTS[-1]) + b"0\r\n\r\n")
 
-    p = await proxy(await upstream(step), drain_timeout=30)
+    up = await upstream(step)
+    p = await proxy(up, drain_timeout=30)
     client = await p.connect()
     await client.send(post(MESSAGES, asked(stream=True)))
-    await client.head()
+    assert (await client.head()).header("connection") is None
     stopping = asyncio.ensure_future(p.stop())
-    await asyncio.sleep(0.4)
+    await asyncio.sleep(0.5)
     go.set()
     response = await client.rest()
     assert response.complete
     assert response.body == MESSAGE_EVENTS[0] + MESSAGE_EVENTS[-1]
+    if asks:
+        up.then(answer(body=b"{}"))
+        await client.send(post(MESSAGES, asked()))
+        response = await client.response()
+        assert (response.status, response.header("connection")) == (200, b"close")
     assert await client.eof() == "fin"
     async with asyncio.timeout(5):
         await stopping

@@ -100,7 +100,7 @@ async def test_without_descriptors_connections_wait(
     exhausted = Exhausted()
     exhausted.bind(("127.0.0.1", 0))
     exhausted.listen()
-    one.inherit(exhausted)
+    one.add(exhausted)
     one.start(lambda: Held(one.left))
     reader, writer = await asyncio.open_connection(*exhausted.getsockname())
     assert not await taken(reader, 0.3)
@@ -113,7 +113,7 @@ async def test_without_descriptors_connections_wait(
     writer.close()
 
 
-async def test_who_waits_at_a_socket_of_ours_is_taken_in(listening: Callable[[int], Listener]) -> None:
+async def test_who_waits_is_taken_in(listening: Callable[[int], Listener]) -> None:
     """Those who are in the backlog when listening ends are not reset; later ones are refused."""
     one = listening(100)
     port = await begin(one)
@@ -129,22 +129,26 @@ async def test_who_waits_at_a_socket_of_ours_is_taken_in(listening: Callable[[in
         end.close()
 
 
-async def test_who_waits_at_a_passed_socket_is_left_to_the_next(
+async def test_who_comes_to_a_passed_socket_later_is_for_the_next(
     listening: Callable[[int], Listener],
 ) -> None:
-    """Somebody else holds it open: its connections are for the next process."""
+    """Somebody else holds it open: who waits when we close it is taken in, who comes then is not."""
     with socket.create_server(("127.0.0.1", 0)) as held:
         first, second = listening(100), listening(100)
-        first.inherit(held.dup())
+        first.add(held.dup())
         first.start(lambda: Held(first.left))
-        with socket.create_connection(held.getsockname()) as end:
+        loop = asyncio.get_running_loop()
+        with socket.create_connection(held.getsockname()) as waits:
             await first.close()
-            assert first.open == 0
-            second.inherit(held.dup())
-            second.start(lambda: Held(second.left))
-            end.setblocking(False)
-            assert await asyncio.wait_for(asyncio.get_running_loop().sock_recv(end, 1), 5) == b"x"
-            assert second.open == 1
+            with socket.create_connection(held.getsockname()) as comes:
+                waits.setblocking(False)
+                comes.setblocking(False)
+                assert await asyncio.wait_for(loop.sock_recv(waits, 1), 5) == b"x"
+                assert first.open == 1
+                second.add(held.dup())
+                second.start(lambda: Held(second.left))
+                assert await asyncio.wait_for(loop.sock_recv(comes, 1), 5) == b"x"
+                assert second.open == 1
 
 
 async def test_a_socket_file_goes_with_its_listener(

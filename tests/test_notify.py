@@ -96,7 +96,9 @@ async def test_ready_reloading_and_stopping(begin: Begin, tmp_path: Path, *, abs
     await notified.message("RELOADING=1")
     assert "refused" in (await notified.message("READY=1"))["STATUS"]
     notified.process.send_signal(signal.SIGTERM)
-    assert "draining" in (await notified.message("STOPPING=1"))["STATUS"]
+    stopping = await notified.message("STOPPING=1")
+    assert "draining" in stopping["STATUS"]
+    assert int(stopping["EXTEND_TIMEOUT_USEC"]) > 30_000_000, "the drain_timeout that is the default"
     assert await notified.process.wait() == 0
 
 

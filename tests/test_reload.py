@@ -70,7 +70,7 @@ class Served:
 
 
 @pytest.fixture
-async def always(upstream: object) -> AsyncIterator[Upstream]:
+async def always(_upstreams: list[Upstream]) -> Upstream:
     """An upstream that answers every request."""
 
     class Always(Upstream):
@@ -79,8 +79,8 @@ async def always(upstream: object) -> AsyncIterator[Upstream]:
 
     one = Always()
     await one.start()
-    yield one
-    await one.stop()
+    _upstreams.append(one)
+    return one
 
 
 @pytest.fixture
