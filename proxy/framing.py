@@ -65,6 +65,7 @@ class Framing:
         """What is wrong with it, for a person; empty while nothing is."""
         self.seen = False
         """Whether any byte came."""
+        self._begun = False
         self._method = method
         self._overhead = 0
         self._read_bytes = 0
@@ -78,9 +79,11 @@ class Framing:
         """Parse what came; never raises."""
         if self.fault:
             return
-        if not self.seen:
-            self.seen = True
-            if not b"HTTP/".startswith(bytes(data[:5]).lstrip(b"\r\n")):
+        self.seen = True
+        if not self._begun:
+            start = bytes(data[:64]).lstrip(b"\r\n")[:5]
+            self._begun = bool(start)
+            if not b"HTTP/".startswith(start):
                 # llhttp takes RTSP/ and ICE/ as well.
                 self._fail(_NOT_HTTP)
                 return

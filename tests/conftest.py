@@ -12,11 +12,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 import running
 import scripted
+import trustme
 from running import LogText, Provider, Proxy, StartProxy, StartUpstream
 from scripted import Upstream
 from secrecy import pytest_runtest_makereport
@@ -113,3 +115,14 @@ def closed_port() -> Iterator[int]:
     """A port that refuses connections."""
     with scripted.closed_port() as port:
         yield port
+
+
+@pytest.fixture
+def authority(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> trustme.CA:
+    """The only authority that this machine trusts during the test."""
+    authority = trustme.CA()
+    trusted = tmp_path / "authority.pem"
+    authority.cert_pem.write_to_path(str(trusted))
+    monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
+    return authority

@@ -380,6 +380,7 @@ BEHIND: dict[str, Hostile] = {
     "an interim answer": relayed(SIZED + b"BODY" + CONTINUE, reusable=False),
     "chunks": relayed(SIZED + b"BODY" + CHUNK + END, reusable=False),
     "NUL": relayed(SIZED + b"BODY\x00", reusable=False),
+    "a line end and a byte": relayed(SIZED + b"BODY\r\nx", reusable=False),
     "a byte behind chunks": relayed(CHUNKED + CHUNK + END + b"x", reusable=False),
     "another answer behind chunks": relayed(CHUNKED + CHUNK + END + EMPTY, reusable=False),
     "another end behind chunks": relayed(CHUNKED + CHUNK + END + END, reusable=False),
@@ -414,6 +415,9 @@ BODILESS: dict[str, Hostile] = {
     "304 with a body": relayed(NOT_MODIFIED + LENGTH + b"\r\nBODY", b"", status=304, reusable=False),
     "304 with chunks": relayed(
         NOT_MODIFIED + b"Transfer-Encoding: chunked\r\n\r\n" + CHUNK + END, b"", status=304, reusable=False
+    ),
+    "304 with undeclared chunks": relayed(
+        NOT_MODIFIED + b"\r\n" + CHUNK + END, b"", status=304, reusable=False
     ),
     "304 with an answer behind it": relayed(
         NOT_MODIFIED + b"\r\n" + SIZED + b"BODY", b"", status=304, reusable=False

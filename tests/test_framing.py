@@ -8,14 +8,15 @@ from proxy.framing import MAX_INTERIM, MAX_OVERHEAD_BYTES, Framing
 
 
 class Taken(Framing):
-    """Keeps the body."""
+    """Keeps the body, in the pieces in which it was handed over."""
 
     def __init__(self, method: str = "POST") -> None:
-        super().__init__(self._keep, method)
-        self.body = b""
+        self.pieces: list[bytes] = []
+        super().__init__(self.pieces.append, method)
 
-    def _keep(self, data: bytes) -> None:
-        self.body += data
+    @property
+    def body(self) -> bytes:
+        return b"".join(self.pieces)
 
 
 def fed(data: bytes, size: int, method: str = "POST") -> Taken:
@@ -78,6 +79,11 @@ def test_a_cut_answer_is_never_ended(method: str, data: bytes, body: bytes) -> N
         b"HTTP/1.1 099 Low\r\n\r\n",
         b"HTTP/1.1 600 High\r\nContent-Length: 0\r\n\r\n",
         b"HTTP/2.0 200 OK\r\nContent-Length: 0\r\n\r\n",
+        b"RTSP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n",
+        b"RTSP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+        b"ICE/1.0 200 OK\r\nContent-Length: 0\r\n\r\n",
+        b"ICE/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+        b"\r\nRTSP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
         b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
         b"HTTP/1.1 101 Switching\r\n\r\n",
         b"HTTP/1.1 100 Continue\r\n\r\n" * (MAX_INTERIM + 1),
@@ -88,6 +94,8 @@ def test_a_cut_answer_is_never_ended(method: str, data: bytes, body: bytes) -> N
         OK + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
         OK + b"Transfer-Encoding: gzip\r\n\r\nhi",
         OK + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        OK + b"Transfer-Encoding: chunked\t\r\n\r\n2\r\nhi\r\n0\r\n\r\n",
+        OK + b"Transfer-Encoding: chunked \t \r\n\r\n2\r\nhi\r\n0\r\n\r\n",
         OK + b"A: b\r\n c\r\n\r\n",
         OK + b"A: b\x00\r\n\r\n",
         CHUNKED + b"zz\r\n",
@@ -114,3 +122,47 @@ def test_a_body_without_a_length_lasts_until_close() -> None:
 def test_a_reason_may_come_in_pieces() -> None:
     """The whole phrase counts."""
     assert fed(b"HTTP/1.1 404 Not Found At All\r\nContent-Length: 0\r\n\r\n", 1).reason == b"Not Found At All"
+
+
+def test_the_body_of_one_read_is_handed_over_together() -> None:
+    """However many chunks a read holds; and nothing waits for the next read."""
+    framing = Taken()
+    framing.parse(CHUNKED + b"1\r\nx\r\n" * 10_000)
+    assert framing.pieces == [b"x" * 10_000]
+    framing.parse(b"2\r\nhi\r\n")
+    framing.parse(b"0\r\n\r\n")
+    assert framing.pieces == [b"x" * 10_000, b"hi"]
+    assert framing.ended
+
+
+def test_the_body_before_a_fault_is_handed_over() -> None:
+    """Bytes that came in the same read as the fault did come."""
+    framing = Taken()
+    framing.parse(CHUNKED + b"2\r\nhi\r\n2\r\nyo\r\nzz\r\n")
+    assert framing.pieces == [b"hiyo"]
+    assert (bool(framing.fault), framing.ended) == (True, False)
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_head_has_the_same_limit_with_its_body_behind_it(more: int) -> None:
+    """The body in the same read neither counts nor hides what the head has too much."""
+    length = b"Content-Length: %d\r\n" % (2 * MAX_OVERHEAD_BYTES)
+    value = b"b" * (MAX_OVERHEAD_BYTES - len(b"OK" + length + b"A: \r\n") + more)
+    framing = Taken()
+    framing.parse(OK + length + b"A: " + value + b"\r\n\r\n" + b"x" * 2 * MAX_OVERHEAD_BYTES)
+    if more:
+        assert (bool(framing.fault), framing.ended, framing.pieces) == (True, False, [])
+    else:
+        assert (framing.fault, framing.ended) == ("", True)
+        assert len(framing.body) == 2 * MAX_OVERHEAD_BYTES
+
+
+KEPT = b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\n"
+
+
+@pytest.mark.parametrize("size", [10**6, 1])
+def test_chunks_in_http_1_0_end_the_connection(size: int) -> None:
+    """Whatever its head promises; with a length the promise is kept (RFC 9112 section 6.1)."""
+    chunked = fed(KEPT + b"Transfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n", size)
+    assert (chunked.body, chunked.ended, chunked.fault, chunked.keep_alive) == (b"hi", True, "", False)
+    assert fed(KEPT + b"Content-Length: 2\r\n\r\nhi", size).keep_alive

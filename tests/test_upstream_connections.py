@@ -1,15 +1,17 @@
-"""Connections to providers: when one is used again, when it must not be, and whom TLS lets in."""
+"""Connections to providers: when one is used again, when it must not be, and what TLS adds to that.
+
+Not here: what upstream sends behind an answer (`test_upstream_faults`), whom TLS lets in and what a cut is
+over it (`test_upstream_tls`).
+"""
 
 from __future__ import annotations
 
 import asyncio
-import datetime
 import errno
 import gc
 import os
 import socket
 import ssl
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +20,6 @@ from rawclient import asked, post, request_head
 from running import Proxy, StartProxy, StartUpstream
 from scripted import (
     JSON_TYPE,
-    LAST_CHUNK,
     MESSAGE,
     MESSAGE_EVENTS,
     Conn,
@@ -144,44 +145,6 @@ async def test_a_connection_that_upstream_closed_is_not_used(
     up = await upstream(step, GOOD)
     p = await proxy(up, network=ONCE)
     await ask(p)
-    await up.quiet()
-    await ask(p)
-    assert connection_numbers(up) == [0, 1]
-
-
-ENDS_AFTER: dict[str, bytes] = {
-    "it said so": answer(200, [JSON_TYPE, (b"Connection", b"close")], MESSAGE),
-    "HTTP/1.0": GOOD.replace(b"HTTP/1.1", b"HTTP/1.0", 1),
-    "until close": head(200, [JSON_TYPE]) + MESSAGE,
-    "another answer behind it": GOOD + answer(body=b"poison"),
-    "a byte behind it": GOOD + b"x",
-    "a line end behind it": GOOD + b"\r\nx",
-    "an answer behind 204": head(204, []) + answer(body=b"poison"),
-    "chunks behind 304": head(304, []) + b"5\r\nhello\r\n0\r\n\r\n",
-    "an answer behind chunks": head(200, [JSON_TYPE, (b"Transfer-Encoding", b"chunked")])
-    + chunk(MESSAGE)
-    + LAST_CHUNK
-    + answer(body=b"poison"),
-}
-
-
-@pytest.mark.parametrize("case", ENDS_AFTER)
-async def test_a_connection_that_is_not_clean_is_not_used_again(
-    upstream: StartUpstream, proxy: StartProxy, case: str
-) -> None:
-    """What stands behind an answer belongs to nobody: the next client gets its own answer."""
-
-    async def step(conn: Conn, _: Request) -> None:
-        await conn.send(ENDS_AFTER[case])
-        if case in ("until close", "HTTP/1.0"):
-            await conn.close()
-        await conn.gone()
-
-    up = await upstream(step, GOOD)
-    p = await proxy(up, network=ONCE)
-    response = await p.post(MESSAGES, asked())
-    assert response.complete
-    assert response.body == (MESSAGE if response.status == 200 else b"")
     await up.quiet()
     await ask(p)
     assert connection_numbers(up) == [0, 1]
@@ -339,20 +302,6 @@ async def test_an_upload_does_not_meet_a_stale_connection(upstream: StartUpstrea
 
 # TLS.
 
-NOW = datetime.datetime.now(datetime.UTC)
-DAY = datetime.timedelta(days=1)
-
-
-@pytest.fixture
-def authority(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> trustme.CA:
-    """The only authority that this machine trusts during the test."""
-    authority = trustme.CA()
-    trusted = tmp_path / "authority.pem"
-    authority.cert_pem.write_to_path(str(trusted))
-    monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
-    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
-    return authority
-
 
 def closing(data: bytes) -> bytes:
     """`data`, an answer, on a connection that carries no further request."""
@@ -471,39 +420,14 @@ async def test_nothing_of_a_tls_answer_is_lost_when_its_reader_is_slow(
     assert response.complete
 
 
-async def test_a_cut_over_tls_is_a_cut(
-    upstream: StartUpstream, proxy: StartProxy, authority: trustme.CA
-) -> None:
-    """A stream that ends without its last chunk is reset downstream, whatever TLS made of the end."""
-
-    relayed = asyncio.Event()
-
-    async def cut(conn: Conn, _: Request) -> None:
-        await conn.send(stream_head() + chunk(MESSAGE_EVENTS[0] + b"event: x\n"))
-        await relayed.wait()
-        await conn.close()
-
-    up = await upstream(cut, tls=server_context(authority.issue_cert("127.0.0.1")))
-    client = await (await proxy(up)).connect()
-    await client.send(post(MESSAGES, asked(stream=True)))
-    await client.head()
-    relayed.set()
-    response = await client.rest()
-    assert (response.complete, response.reset) == (False, True)
-
-
 @pytest.mark.parametrize("told", [True, False], ids=["closed", "cut off"])
-@pytest.mark.parametrize("moment", ["with its last byte", "later"])
 async def test_the_end_of_a_body_until_close_is_told_by_tls(
-    upstream: StartUpstream, proxy: StartProxy, authority: trustme.CA, moment: str, *, told: bool
+    upstream: StartUpstream, proxy: StartProxy, authority: trustme.CA, *, told: bool
 ) -> None:
-    """Over TLS the connection is closed in so many words; where they are missing, something else is, too."""
-    relayed = asyncio.Event()
+    """With its last byte: where the words that close the connection are missing, something else is, too."""
 
     async def until_close(conn: Conn, _: Request) -> None:
         await conn.send(head(200, [JSON_TYPE]) + MESSAGE)
-        if moment == "later":
-            await relayed.wait()
         if told:
             await conn.close()
         else:
@@ -512,72 +436,10 @@ async def test_the_end_of_a_body_until_close_is_told_by_tls(
 
     up = await upstream(until_close, tls=server_context(authority.issue_cert("127.0.0.1")))
     p = await proxy(up)
-    client = await p.connect()
-    await client.send(post(MESSAGES, asked()))
-    await client.head()
-    relayed.set()
-    response = await client.rest()
+    response = await p.post(MESSAGES, asked())
     assert response.body == MESSAGE
     assert (response.complete, response.reset) == (told, not told)
     assert (await p.line())["ending"] == ("--" if told else "UD")
-
-
-def untrusted(case: str, authority: trustme.CA) -> ssl.SSLContext:
-    if case == "another authority":
-        return server_context(trustme.CA().issue_cert("127.0.0.1"))
-    if case == "another name":
-        return server_context(authority.issue_cert("upstream.test"))
-    return server_context(authority.issue_cert("127.0.0.1", not_before=NOW - 2 * DAY, not_after=NOW - DAY))
-
-
-@pytest.mark.parametrize("case", ["another authority", "another name", "expired"])
-@pytest.mark.parametrize("fallback", [False, True], ids=["alone", "with a fallback"])
-async def test_an_upstream_that_cannot_be_trusted_is_not_used(
-    upstream: StartUpstream, proxy: StartProxy, authority: trustme.CA, case: str, fallback: bool
-) -> None:
-    """Not a byte of the request goes to it: 502, or the next target."""
-    up = await upstream(tls=untrusted(case, authority))
-    backup = await upstream(*([GOOD] if fallback else []))
-    p = await proxy(providers={"anthropic": up, "backup": backup}, network=ONCE)
-    response = await p.post(MESSAGES, asked(fallbacks=["backup/x"] if fallback else None))
-    assert response.status == (200 if fallback else 502)
-    attempts = (response.header("x-bifrost-attempts") or b"").split(b",")
-    assert attempts[0] == b"anthropic/claude-2:connect"
-    assert up.arrived == 0
-
-
-async def test_an_upstream_that_does_not_speak_tls(
-    upstream: StartUpstream, proxy: StartProxy, authority: trustme.CA
-) -> None:
-    """A plain answer to a TLS greeting is a failure to connect."""
-
-    async def plain(conn: Conn) -> None:
-        await conn.read_exactly(5)
-        await conn.send(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
-        await conn.close()
-        await conn.gone()
-
-    up = await upstream(raw(plain))
-    p = await proxy({"base_urls": {"anthropic": f"https://127.0.0.1:{up.port}"}}, network=ONCE)
-    response = await p.post(MESSAGES, asked())
-    assert (response.status, response.header("x-bifrost-attempts")) == (502, b"anthropic/claude-2:connect")
-
-
-async def test_an_upstream_that_is_silent_about_tls(upstream: StartUpstream, proxy: StartProxy) -> None:
-    """`connect_timeout` ends a handshake that does not come forward."""
-
-    async def silent(conn: Conn) -> None:
-        await conn.gone()
-
-    up = await upstream(raw(silent))
-    # On a busy machine the time may be over before the greeting has come.
-    up.allow_unused = True
-    p = await proxy(
-        {"base_urls": {"anthropic": f"https://127.0.0.1:{up.port}"}},
-        network={"max_retries": 0, "connect_timeout": 0.2},
-    )
-    response = await p.post(MESSAGES, asked())
-    assert (response.status, response.header("x-bifrost-attempts")) == (504, b"anthropic/claude-2:connect")
 
 
 # Names and surroundings.
