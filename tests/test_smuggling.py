@@ -267,26 +267,6 @@ async def test_nothing_behind_an_upgrade_is_a_request(
     assert [(await p.line())["path"], len(p.lines)] == ["/health", 1]
 
 
-@pytest.mark.parametrize("protocol", [b"foo", b"websocket"])
-async def test_an_upgrade_is_not_passed_on(
-    upstream: StartUpstream, proxy: StartProxy, protocol: bytes
-) -> None:
-    """Upstream sees a plain request with its body, and only that one; the answer closes."""
-    up = await upstream(GOOD)
-    p = await proxy(up)
-    client = await p.connect()
-    body = asked()
-    fields = [*UPGRADE, (b"Upgrade", protocol), (b"Content-Length", b"%d" % len(body))]
-    await client.send(request_head("POST", MESSAGES, fields) + body + post(MESSAGES, asked("smuggled")))
-    response = await client.response()
-    assert (response.status, response.body, response.header("connection")) == (200, MESSAGE, b"close")
-    await client.eof()
-    assert client.leftover == b""
-    assert [request.body for request in up.requests] == [body]
-    assert up.requests[0].values("upgrade") == up.requests[0].values("connection") == []
-    assert up.arrived == 1
-
-
 # Codings.
 
 
