@@ -15,7 +15,7 @@ Pure: bytes and values in, bytes and values out. No asyncio, no clock, no I/O.
 Path: what a request walks through.
   exchange    one request's record             handle     THE PATH, read top to bottom
   incoming    the request and its body         bodies     the cap over all held ones
-  keys        credential -> key
+  keys        credential -> key                batches    answers that are held and changed
   attempt     the plan's loop, every retry     upstream   the door to the providers, the pool
   connection  one connection                   sending    a request on its way
   answer      one upstream answer: waiting for it, reading it

@@ -161,7 +161,7 @@ async def _reload(server: Server, used: Config, path: str | None) -> Config:
         for problem in _problems(path, error):
             logger.error("%s", problem)
         logger.error("the config is not reloaded; the one in use stays")
-        server.refuse()
+        server.keep_config()
         return used
     if fresh.listen != used.listen:
         logger.warning("listen has changed: that is not reloaded, it takes a restart")

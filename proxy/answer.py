@@ -168,7 +168,7 @@ class Answer:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.detach()
-            connection.abort()
+            connection.reset()
 
     def ready(self) -> bytes:
         """The bytes of the body that are here already, without waiting."""

@@ -215,8 +215,7 @@ class Runner:
             body=body if body is not None else original.upload,
             chunked=chunked,
             network=provider.network_config,
-            # A quarter here, beside what one read brings; a quarter on the way downstream.
-            buffer_bytes=self._config.max_buffer_bytes // 4,
+            buffer_bytes=self._config.side_bytes,
             fresh=fresh or original.upload is not None,
         )
 

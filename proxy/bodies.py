@@ -1,11 +1,12 @@
 """Held bodies: how much memory all of them may take together.
 
 Facts
-  - Ten bodies of 32 MB at once cost a sketch of this proxy 745 MB.
+  - Ten bodies of 32 MB at once cost a sketch of this proxy 745 MiB.
 
 Rules
   1. What has come is counted, not what was announced: an announcement costs its sender nothing.
-  2. A body is counted until it has gone upstream for the last time.
+  2. A body is counted until it has gone upstream for the last time; or until its request ends, where the
+     answer begins before that.
 
 Not here: the limit of one body (`incoming`).
 """

@@ -210,6 +210,11 @@ class Config:
         False, boolean, "true refuses every request without a valid virtual key with 401."
     )
 
+    @property
+    def side_bytes(self) -> int:
+        """What may wait for each side: of `max_buffer_bytes` a quarter, beside what one read brings."""
+        return self.max_buffer_bytes // 4
+
 
 def load(source: str, environ: Mapping[str, str], read: Callable[[str], str]) -> Config:
     """The configuration that a YAML text describes. `read` returns the text of the file of a secret.

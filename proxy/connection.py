@@ -17,11 +17,16 @@ from __future__ import annotations
 
 import asyncio
 import math
+import socket
+import struct
 from asyncio.sslproto import SSLProtocolState
 from typing import NamedTuple, Protocol, cast
 from urllib.parse import urlsplit
 
 from .framing import Framing
+
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+"""For SO_LINGER: closing resets (socket(7))."""
 
 
 class Origin(NamedTuple):
@@ -158,6 +163,13 @@ class Connection(Framing, asyncio.BufferedProtocol):
             await self._writable
 
     def abort(self) -> None:
+        self.transport.abort()
+
+    def reset(self) -> None:
+        """Abort, so that upstream hears of it even where it has not read what was sent."""
+        raw = self.transport.get_extra_info("socket")
+        if raw is not None and raw.fileno() >= 0:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
         self.transport.abort()
 
     def _tick(self) -> None:

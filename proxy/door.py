@@ -11,7 +11,8 @@ Facts
 
 Rules
   1. A head is complete within ``head_timeout`` of the connection's first moment, or of a later head's first
-     byte; 408 otherwise, and silence for who was silent.
+     byte; 408 otherwise, and silence for who was silent. (One that began in the very read in which the
+     request before it ended cannot be told from idleness: it has ``keepalive_timeout``.)
   2. A connection is `idle` when no byte of a request is in.
 
 Not here: accepting connections (`listener`), requests (`handle`), answers (`reply`).
@@ -20,9 +21,9 @@ Not here: accepting connections (`listener`), requests (`handle`), answers (`rep
 from __future__ import annotations
 
 import asyncio
-import secrets
+import heapq
 import select
-import time
+import socket
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -31,13 +32,9 @@ from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import _ErrInfo
 
-from .accesslog import AccessLog
 from .config import Config
 from .errors import ProxyError, Source
-from .exchange import Exchange
-from .handle import Handler, refuse
-from .metrics import Metrics
-from .reply import Reply
+from .handle import Handler
 
 RECEIVE_BYTES = 65536
 """The most that one read from downstream brings."""
@@ -45,34 +42,42 @@ RECEIVE_BYTES = 65536
 LINGER_SECONDS = 5
 """How long an answer that came before the end of its request may still be read."""
 
-LOOK_SECONDS = 0.5
+LOOK_SECONDS = 0.25
 """How often a connection that is not read is asked whether its client is still there."""
+
+_NOT_SENT = getattr(socket, "TCP_NOTSENT_LOWAT", None)
 
 _HALF_CLOSED = getattr(select, "POLLRDHUP", 0)
 """What poll(2) is asked for, where the system knows it; it always tells of a reset."""
 
 
+ROOM = 16
+"""Idle connections closed at a time when others wait to be accepted."""
+
+IDLE_SECONDS = 1.0
+"""A connection that has been idle for less may be about to bring its next request."""
+
+NEW_SECONDS = 2.0
+"""How long a connection without a request is no idle one to a server that stops."""
+
 _BUSY = -1
+"""Stands for a count of requests where one is going on."""
 
 
 class Downstream(web.Server):
     """aiohttp's low-level server, which makes the doors."""
 
-    def __init__(
-        self, handler: Handler, metrics: Metrics, log: AccessLog, config: Config, left: Callable[[], None]
-    ) -> None:
+    def __init__(self, handler: Handler, config: Config, left: Callable[[], None]) -> None:
         super().__init__(handler)
         self.handler_cancellation = True
         self.loop = asyncio.get_running_loop()
-        self.metrics = metrics
-        self.log = log
+        self.handler = handler
         self._left = left
         self.use(config)
 
     def use(self, config: Config) -> None:
         """Go by this config on every new connection."""
         self.config = config
-        self.max_waiting = config.max_buffer_bytes // 4
         # aiohttp takes None for no access log of its own, which its annotation does not say.
         self.settings: dict[str, Any] = {
             "access_log": None,
@@ -89,12 +94,25 @@ class Downstream(web.Server):
         self._left()
 
     def close_idle(self) -> None:
-        """Close the connections that were idle at the last call, and have been since."""
+        """Close the connections that were idle at the last call, and have been since.
+
+        One that has not asked yet is given `NEW_SECONDS`: who has just connected is about to.
+        """
+        new = self.loop.time() - NEW_SECONDS
         for door in cast(list[Door], self.connections):
             requests = door.request_count if door.idle else _BUSY
+            if not requests and door.idle_since > new:
+                continue
             if door.idle_at == requests != _BUSY:
                 door.force_close()
             door.idle_at = requests
+
+    def make_room(self) -> None:
+        """Close some of the connections that have been idle for a while, the longest so first."""
+        recent = self.loop.time() - IDLE_SECONDS
+        idle = [door for door in cast(list[Door], self.connections) if door.idle and door.idle_since < recent]
+        for door in heapq.nsmallest(ROOM, idle, key=lambda door: door.idle_since):
+            door.force_close()
 
 
 class Door(web.RequestHandler):
@@ -118,6 +136,11 @@ class Door(web.RequestHandler):
         return self._request_count
 
     @property
+    def idle_since(self) -> float:
+        """When it became idle, by the loop's clock, if it is."""
+        return self._next_keepalive_close_time - self._keepalive_timeout
+
+    @property
     def idle(self) -> bool:
         """Whether it waits for a request of which no byte has come."""
         waiter = self._waiter
@@ -126,8 +149,12 @@ class Door(web.RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # asyncio reads into a new buffer of 256 KiB each time, which malloc maps and unmaps; 64 KiB it keeps.
         transport.max_size = RECEIVE_BYTES  # type: ignore[attr-defined]
-        cast(asyncio.Transport, transport).set_write_buffer_limits(self._downstream.max_waiting)
+        cast(asyncio.Transport, transport).set_write_buffer_limits(self._downstream.config.side_bytes)
         super().connection_made(transport)
+        raw = transport.get_extra_info("socket")
+        if raw.family != socket.AF_UNIX and _NOT_SENT is not None:
+            # The kernel would take megabytes for a client that does not read.
+            raw.setsockopt(socket.IPPROTO_TCP, _NOT_SENT, self._downstream.config.side_bytes)
         self._await_head()
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -138,21 +165,28 @@ class Door(web.RequestHandler):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        request, waiter = self._current_request, self._waiter
+        waits = waiter is not None and not waiter.done()
+        of_the_next = waits or (request is not None and request.content.is_eof())
         super().data_received(data)
-        waiter = self._waiter
-        if waiter is None or waiter.done():
-            # A request is in; what came belongs to it, or stands behind it.
+        if self._messages:
+            # A whole head is in, or what cannot be one.
             self._began = False
             if self._head_timer is not None:
                 self._head_timer.cancel()
                 self._head_timer = None
-            if self._messages and isinstance(self._messages[-1][0], _ErrInfo):
+            if not waits and isinstance(self._messages[-1][0], _ErrInfo):
                 self._break_body()
-        elif not self._began and data.strip(b"\r\n"):
+        elif of_the_next and not self._began and data.strip(b"\r\n"):
             # RFC 9112 section 2.2: an empty line before a request is none of it.
             self._began = True
             if self._head_timer is None:
                 self._await_head()
+
+    def eof_received(self) -> None:
+        # The client has left. asyncio would first wait until it has taken what is written for it.
+        if self._current_request is not None and self.transport is not None:
+            self.transport.abort()
 
     def pause_reading(self) -> None:
         super().pause_reading()
@@ -170,9 +204,6 @@ class Door(web.RequestHandler):
         if status not in (400, 408):
             # The handler answers for its own failures. Whatever this is, an answer may have been begun.
             raise ConnectionResetError
-        now = self._loop.time()
-        exchange = Exchange("req_" + secrets.token_hex(12), "-", "-", now, time.time())
-        exchange.ended = now
         if isinstance(exc, LineTooLong):
             error = _bad(431, "A header line is longer than 8190 bytes.")
         elif isinstance(exc, BadHttpMessage) and exc.message == "Too many headers received":
@@ -181,13 +212,14 @@ class Door(web.RequestHandler):
             error = _bad(408, "The request head did not arrive in time.", "timeout")
         else:
             error = _bad(400, "This is not a well-formed HTTP/1.1 request.")
-        exchange.fail(error)
-        reply = Reply(request, exchange, self._downstream.config, self._loop)
-        refuse(reply, exchange, error)
-        self._downstream.metrics.begin()
-        self._downstream.metrics.observe(exchange)
-        self._downstream.log.log(exchange)
-        return cast(web.StreamResponse, reply)
+        return self._downstream.handler.refuse(request, error)
+
+    def _process_keepalive(self) -> None:
+        # A request that has begun is not idleness.
+        if self._began:
+            self._keepalive_handle = None
+        else:
+            super()._process_keepalive()
 
     def _await_head(self) -> None:
         self._head_timer = self._loop.call_later(self._downstream.config.head_timeout, self._head_is_late)
@@ -195,8 +227,12 @@ class Door(web.RequestHandler):
     def _head_is_late(self) -> None:
         self._head_timer = None
         waiter = self._waiter
-        if not self._began or waiter is None or waiter.done():
+        if not self._began:
             self.force_close()
+            return
+        if waiter is None or waiter.done():
+            # The request before it is still being answered.
+            self._await_head()
             return
         # As aiohttp itself does with what it cannot parse.
         self._messages.append((_ErrInfo(status=408, exc=TimeoutError(), message=""), EMPTY_PAYLOAD))

@@ -33,11 +33,11 @@ from typing import Any, NamedTuple, Protocol, cast
 
 from aiohttp import web
 
-from . import errors, headers, incoming, keys, plan, relay, results, routes, sse
+from . import batches, errors, headers, incoming, keys, plan, relay, routes, sse
 from .attempt import Runner, Served
 from .bodies import Bodies
 from .config import Config
-from .errors import ProxyError, Source
+from .errors import ProxyError
 from .exchange import Exchange, Phase
 from .incoming import Intake, Original
 from .reply import Reply
@@ -98,18 +98,11 @@ class Handler:
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         loop = self._loop
-        exchange = Exchange(
-            request_id=f"req_{self._rng.getrandbits(96):024x}",
-            method=request.method,
-            path=request.raw_path.partition("?")[0],
-            started=loop.time(),
-            at=time.time(),
-        )
+        exchange = self._begin(request.method, request.raw_path.partition("?")[0])
         rules = self._rules
         reply = Reply(request, exchange, rules.config, loop)
         if self._retired:
             reply.close()
-        self._metrics.begin()
         task = cast(asyncio.Task[Any], asyncio.current_task(loop))
         self._open[task] = exchange, reply
         try:
@@ -121,7 +114,7 @@ class Handler:
                 if exchange.committed:
                     await relay.cut(reply, exchange, error)
                 else:
-                    refuse(reply, exchange, error)
+                    _refuse(reply, exchange, error)
         except ConnectionError:
             exchange.finish("D")
             reply.abort()
@@ -139,11 +132,33 @@ class Handler:
             del self._open[task]
             reply.stop()
             self._bodies.let_go(exchange)
-            exchange.ended = loop.time()
-            exchange.tokens = exchange.usage.counts()
-            self._metrics.observe(exchange)
-            self._log.log(exchange)
+            self._end(exchange)
         return cast(web.StreamResponse, reply)
+
+    def refuse(self, request: web.BaseRequest, error: ProxyError) -> web.StreamResponse:
+        """Answer what came instead of a request that could be read."""
+        exchange = self._begin("-", "-")
+        exchange.fail(error)
+        reply = Reply(request, exchange, self._rules.config, self._loop)
+        _refuse(reply, exchange, error)
+        self._end(exchange)
+        return cast(web.StreamResponse, reply)
+
+    def _begin(self, method: str, path: str) -> Exchange:
+        self._metrics.begin()
+        return Exchange(
+            request_id=f"req_{self._rng.getrandbits(96):024x}",
+            method=method,
+            path=path,
+            started=self._loop.time(),
+            at=time.time(),
+        )
+
+    def _end(self, exchange: Exchange) -> None:
+        exchange.ended = self._loop.time()
+        exchange.tokens = exchange.usage.counts()
+        self._metrics.observe(exchange)
+        self._log.log(exchange)
 
     def buffered(self) -> int:
         """Bytes of bodies that are held, all requests together."""
@@ -249,16 +264,8 @@ class Handler:
         if not rewritten:
             await relay.copy(answer, served.held, head, reply)
             return
-        if answer.fields.get(b"content-encoding") is not None:
-            raise ProxyError(502, "The provider compressed a batch answer unasked.", source=Source.UPSTREAM)
         hold = functools.partial(self._bodies.hold, exchange)
-        body = served.held + await answer.body(config.max_body_bytes, hold)
-        body = results.localized(body, _own_origin(config, request) + route.prefix)
-        head.set_length(len(body))
-        reply.begin(answer.status, answer.reason, head, body)
-        # A list of batches can be megabytes, and its reader slow.
-        await reply.drain(last=True)
-        reply.end()
+        await batches.relay(served, head, reply, request, config, route.prefix, hold)
 
     def _answer(self, route: Route, reply: Reply) -> None:
         """The proxy's own routes."""
@@ -274,7 +281,7 @@ class Handler:
 _JSON = (b"Content-Type", b"application/json")
 
 
-def refuse(reply: Reply, exchange: Exchange, error: ProxyError) -> None:
+def _refuse(reply: Reply, exchange: Exchange, error: ProxyError) -> None:
     """Say what went wrong, as a whole answer."""
     if exchange.route is None:
         # What could not be routed may not be framed as we think: CONNECT has no body, whatever it says.
@@ -292,7 +299,7 @@ def _stop(reply: Reply, exchange: Exchange, error: ProxyError) -> None:
         return
     reply.close()
     try:
-        refuse(reply, exchange, error)
+        _refuse(reply, exchange, error)
     except ConnectionError:
         # The client left in this very turn: its cancellation is on the way.
         reply.abort()
@@ -305,17 +312,3 @@ def _served_by(exchange: Exchange) -> tuple[bytes, ...]:
     return headers.served_by(
         target.provider.name, exchange.model, target.model, str(target.index), exchange.attempts
     )
-
-
-def _own_origin(config: Config, request: web.BaseRequest) -> bytes:
-    """The origin under which this client reaches the proxy."""
-    if config.public_url:
-        return config.public_url.encode()
-    fields = request.raw_headers
-    secure = headers.get(fields, b"x-forwarded-proto") == b"https" or request.secure
-    host = headers.get(fields, b"host") or b""
-    if not host:
-        raise ProxyError(
-            400, "The Host header names no host, so results_url cannot.", source=Source.DOWNSTREAM
-        )
-    return (b"https://" if secure else b"http://") + host

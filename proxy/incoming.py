@@ -222,6 +222,7 @@ class _Arrival:
 
 async def _continue(request: web.BaseRequest) -> None:
     if hdrs.EXPECT in request.headers and request.version >= (1, 1):
+        # Written here and not by `reply`: it is no part of the reply, which may still be anything.
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 

@@ -9,7 +9,7 @@ Facts
 
 Rules
   1. At most `limit` connections are open, so that each finds a descriptor for its way upstream. Further ones
-     wait in the backlog; nobody is refused, and it goes on by itself.
+     wait in the backlog, idle ones are closed for them; nobody is refused, and it goes on by itself.
   2. `close` leaves nobody behind: who waits in the backlog is taken in first.
 
 Not here: what is said on a connection (`door`).
@@ -23,6 +23,7 @@ import logging
 import os
 import socket
 import stat
+import sys
 from collections.abc import Callable
 
 from .errors import EXHAUSTED
@@ -58,6 +59,7 @@ class Listener:
         self._limit = limit
         self._loop = asyncio.get_running_loop()
         self._factory: Callable[[], asyncio.Protocol] | None = None
+        self._make_room: Callable[[], None] | None = None
         self._sockets: list[socket.socket] = []
         self._paths: list[tuple[str, int]] = []
         self._connecting: set[asyncio.Task[None]] = set()
@@ -83,9 +85,13 @@ class Listener:
         for family, _, _, _, name in dict.fromkeys(found):
             self.add(socket.create_server(name[:2], family=family, backlog=BACKLOG))
 
-    def start(self, factory: Callable[[], asyncio.Protocol]) -> None:
-        """Accept connections, each for a protocol of its own, whose end `left` must be told."""
+    def start(self, factory: Callable[[], asyncio.Protocol], make_room: Callable[[], None]) -> None:
+        """Accept connections, each for a protocol of its own, whose end `left` must be told.
+
+        `make_room` is called, again and again, while somebody waits because there are so many.
+        """
         self._factory = factory
+        self._make_room = make_room
         self._go_on()
 
     def left(self) -> None:
@@ -93,7 +99,7 @@ class Listener:
         self.open -= 1
         if not self.open:
             self.all_left.set()
-        if not self._accepting and self._resting is None:
+        if not self._accepting:
             self._go_on()
 
     async def close(self) -> None:
@@ -102,6 +108,7 @@ class Listener:
         if self._resting is not None:
             self._resting.cancel()
         factory, self._factory = self._factory, None
+        self._limit = sys.maxsize
         for listening in self._sockets:
             if factory is not None:
                 self._take_in(listening, factory, BACKLOG)
@@ -131,7 +138,7 @@ class Listener:
             self._resting.cancel()
             self._resting = None
         factory = self._factory
-        if factory is None or self.open >= self._limit:
+        if factory is None:
             return
         self._accepting = True
         for listening in self._sockets:
@@ -145,8 +152,9 @@ class Listener:
     def _take_in(self, listening: socket.socket, factory: Callable[[], asyncio.Protocol], most: int) -> None:
         for _ in range(most):
             if self.open >= self._limit:
-                self._pause()
-                self._say(f"{self.open} connections are open, as many as there may be; further ones wait")
+                self._rest(f"{self.open} connections are open, as many as there may be; further ones wait")
+                if self._make_room is not None:
+                    self._make_room()
                 return
             try:
                 accepted, _ = listening.accept()
@@ -157,9 +165,7 @@ class Listener:
                     continue
                 if error.errno not in EXHAUSTED:
                     raise
-                self._pause()
-                self._say(f"connections have to wait: {os.strerror(error.errno)}")
-                self._resting = self._loop.call_later(REST_SECONDS, self._go_on)
+                self._rest(f"connections have to wait: {os.strerror(error.errno)}")
                 return
             accepted.setblocking(False)
             self.open += 1
@@ -168,8 +174,11 @@ class Listener:
             self._connecting.add(task)
             task.add_done_callback(self._connecting.discard)
 
-    def _say(self, trouble: str) -> None:
-        """Log it, once a minute."""
+    def _rest(self, trouble: str) -> None:
+        """Accept nobody until somebody leaves, or for a moment. It is logged once a minute."""
+        self._pause()
+        if self._resting is None and self._factory is not None:
+            self._resting = self._loop.call_later(REST_SECONDS, self._go_on)
         now = self._loop.time()
         if now >= self._quiet_until:
             self._quiet_until = now + QUIET_SECONDS

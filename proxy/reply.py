@@ -22,7 +22,6 @@ import functools
 import http
 import re
 import socket
-import struct
 import time
 from email.utils import formatdate
 
@@ -30,6 +29,7 @@ from aiohttp import hdrs, web
 
 from . import headers
 from .config import Config
+from .connection import RESET_ON_CLOSE
 from .errors import ProxyError, Source
 from .exchange import Exchange, Phase
 from .pulse import Pulse
@@ -42,8 +42,6 @@ _SHORT = 64
 """A reason phrase of at most this size is remembered; providers choose them."""
 
 _LAST_CHUNK = b"0\r\n\r\n"
-
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class Reply:
@@ -201,7 +199,7 @@ class Reply:
         try:
             await self._request.writer.drain()
         finally:
-            transport.set_write_buffer_limits(self._config.max_buffer_bytes // 4)
+            transport.set_write_buffer_limits(self._config.side_bytes)
 
     def stop(self) -> None:
         """The request is over: no ping any more."""
@@ -217,7 +215,7 @@ class Reply:
             return
         raw = self._transport.get_extra_info("socket")
         if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6) and raw.fileno() >= 0:
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
         self._transport.abort()
 
 

@@ -4,8 +4,8 @@ Facts
   - The pure-Python parser of aiohttp fails cases that the C parser passes, and releases before 3.14.5
     have known request-smuggling holes; both are checked at the start.
   - A client may send its next request in the moment in which its connection is closed; HTTP has no remedy but
-    to say ``Connection: close`` first. So every reply says so, and what is closed without that has been idle
-    for `GRACE_SECONDS`.
+    to say ``Connection: close`` first. So every reply says so that still can, and what is closed without
+    that has been idle for `GRACE_SECONDS`.
 
 Rules
   1. What is started here is stopped here, in the reverse order.
@@ -44,7 +44,7 @@ CLOSE_SECONDS = 1
 """How long what was ended may take to close."""
 
 RESERVED_DESCRIPTORS = 64
-"""For files, listening sockets, name lookups, and idle connections to providers."""
+"""For files, listening sockets and name lookups. Idle connections to providers go when theirs are needed."""
 
 
 class Server:
@@ -98,15 +98,13 @@ class Server:
             self._listener.add(inherited)
         for address in () if self._sockets else config.listen:
             await self._listener.bind(address)
-        self._downstream = Downstream(
-            self._handler, self._metrics, self._log, config, left=self._listener.left
-        )
-        self._listener.start(self._downstream)
+        self._downstream = Downstream(self._handler, config, left=self._listener.left)
+        self._listener.start(self._downstream, self._downstream.make_room)
 
     def use(self, config: Config) -> None:
         """Serve every new request by this config. Where it listens stays."""
         if self._handler is None or self._downstream is None or self._metrics is None:
-            raise AssertionError("started")
+            raise AssertionError("not started")
         self._config = config
         self._metrics.use(config)
         self._downstream.use(config)
@@ -114,8 +112,8 @@ class Server:
         self._metrics.reloaded(good=True)
         self._refused = False
 
-    def refuse(self) -> None:
-        """Take note that a config was not good; the one in use stays."""
+    def keep_config(self) -> None:
+        """Take note that another config was not good."""
         if self._metrics is not None:
             self._metrics.reloaded(good=False)
         self._refused = True

@@ -55,14 +55,15 @@ class Upstream:
         self._idle: dict[tuple[bool, str, int], list[Connection]] = {}
         self._open: set[Connection] = set()
         self._sweeper: asyncio.TimerHandle | None = None
-        self._tls: _Client | None = None
+        self._tls: _Tls | None = None
         self._closing = False
         self._empty = asyncio.Event()
 
     async def open(self, request: Request) -> Answer:
         """Send `request` and wait for the head of its answer.
 
-        Raises `ProxyError` with the event ``connect``, ``reset``, ``timeout`` or ``protocol``.
+        Raises `ProxyError` with the event ``connect``, ``reset``, ``timeout`` or ``protocol``; 503 without
+        one when this machine is out of descriptors.
         """
         connection = None if request.fresh else self._take(request.origin)
         if connection is None:
@@ -137,17 +138,34 @@ class Upstream:
             first = min(connection.idle_since for idle in self._idle.values() for connection in idle)
             self._sweeper = self._loop.call_at(first + POOL_SECONDS, self._sweep)
 
+    def _spare(self, _: Origin) -> bool:
+        """Close the connection that has been idle longest; whether there was one."""
+        firsts = [idle[0] for idle in self._idle.values() if idle]
+        if firsts:
+            oldest = min(firsts, key=lambda connection: connection.idle_since)
+            self._idle[oldest.key].remove(oldest)
+            oldest.abort()
+        return bool(firsts)
+
+    def _forget_session(self, origin: Origin) -> bool:
+        """Offer no old TLS session to this host; whether there was one."""
+        return self._tls is not None and self._tls.forget(origin.host)
+
     async def _connect(self, request: Request) -> Connection:
         origin = request.origin
         try:
             async with asyncio.timeout(request.network.connect_timeout):
-                try:
-                    return await self._dial(origin)
-                except OSError:
-                    if self._tls is None or not self._tls.forget(origin.host):
-                        raise
-                # Perhaps the session that was offered is to blame: once more, in full.
-                return await self._dial(origin)
+                while True:
+                    try:
+                        return await self._dial(origin)
+                    except OSError as error:
+                        # Without what stood in the way: a connection that is idle and holds a descriptor, or
+                        # else the TLS session that was offered, perhaps.
+                        helped = self._spare if error.errno in EXHAUSTED else self._forget_session
+                        if not helped(origin):
+                            raise
+                    # A socket that was spared is closed in the next turn.
+                    await asyncio.sleep(0)
         except TimeoutError:
             raise _error(504, "The provider could not be connected to in time.") from None
         except ssl.SSLError:
@@ -182,13 +200,13 @@ class Upstream:
             transport.set_read_buffer_limits(TLS_WAITING_BYTES)  # type: ignore[attr-defined]
         return connection
 
-    def _context(self) -> _Client:
+    def _context(self) -> _Tls:
         if self._tls is None:
-            self._tls = _Client.trusting_this_machine()
+            self._tls = _Tls.trusting_this_machine()
         return self._tls
 
 
-class _Client(ssl.SSLContext):
+class _Tls(ssl.SSLContext):
     """TLS with verified certificates, and short handshakes with hosts that were spoken to before.
 
     A resumed session (RFC 8446 section 2.2) vouches for the certificate that its full handshake verified.
@@ -198,7 +216,7 @@ class _Client(ssl.SSLContext):
     sessions: dict[str, tuple[ssl.SSLSession, float]]
 
     @classmethod
-    def trusting_this_machine(cls) -> _Client:
+    def trusting_this_machine(cls) -> _Tls:
         """Verify against the authorities that the system, or ``SSL_CERT_FILE``, names."""
         context = cls(ssl.PROTOCOL_TLS_CLIENT)  # It requires certificates, and checks the host's name.
         context.load_default_certs()

@@ -180,6 +180,28 @@ async def test_while_it_uploads(upstream: StartUpstream, proxy: StartProxy, fram
     await works_still(p, up)
 
 
+@pytest.mark.parametrize("how", LEAVE)
+async def test_while_it_does_not_read(upstream: StartUpstream, proxy: StartProxy, how: str) -> None:
+    """What waits for it does not keep the request alive."""
+
+    async def pours(conn: Conn, _: Request) -> None:
+        await conn.send(stream_head())
+        while True:
+            await conn.send(chunk(FIRST * 200))
+
+    up = await upstream(pours)
+    p = await proxy(up, send_timeout=60)
+    client = await p.connect(receive_buffer=4096)
+    client.stop_reading()
+    await client.send(post(MESSAGES, asked(stream=True)))
+    await up.received()
+    await asyncio.sleep(0.3)
+    began = time.monotonic()
+    await leaves(up, client, how)
+    assert (await p.line())["ending"] == "DD"
+    assert time.monotonic() - began < 2
+
+
 async def test_between_retries(upstream: StartUpstream, proxy: StartProxy) -> None:
     """A client that leaves during a backoff is not worth another attempt."""
     up, backup = await upstream(refusal(503)), await upstream()

@@ -46,7 +46,7 @@ async def listening() -> AsyncIterator[Callable[[int], Listener]]:
 
 async def begin(one: Listener, address: str = "127.0.0.1:0") -> int:
     await one.bind(address)
-    one.start(lambda: Held(one.left))
+    one.start(lambda: Held(one.left), lambda: None)
     return int(one.addresses[0].rpartition(":")[2]) if ":" in address and "unix" not in address else 0
 
 
@@ -101,7 +101,7 @@ async def test_without_descriptors_connections_wait(
     exhausted.bind(("127.0.0.1", 0))
     exhausted.listen()
     one.add(exhausted)
-    one.start(lambda: Held(one.left))
+    one.start(lambda: Held(one.left), lambda: None)
     reader, writer = await asyncio.open_connection(*exhausted.getsockname())
     assert not await taken(reader, 0.3)
     assert 2 <= tries <= 10
@@ -129,6 +129,18 @@ async def test_who_waits_is_taken_in(listening: Callable[[int], Listener]) -> No
         end.close()
 
 
+async def test_who_waits_beyond_the_limit_is_taken_in_too(listening: Callable[[int], Listener]) -> None:
+    """When listening ends there is no later."""
+    one = listening(2)
+    port = await begin(one)
+    ends = [await asyncio.open_connection("127.0.0.1", port) for _ in range(5)]
+    assert [await taken(reader, 0.3) for reader, _ in ends] == [True, True, False, False, False]
+    await one.close()
+    assert [await taken(reader) for reader, _ in ends[2:]] == [True, True, True]
+    for _, writer in ends:
+        writer.close()
+
+
 async def test_who_comes_to_a_passed_socket_later_is_for_the_next(
     listening: Callable[[int], Listener],
 ) -> None:
@@ -136,7 +148,7 @@ async def test_who_comes_to_a_passed_socket_later_is_for_the_next(
     with socket.create_server(("127.0.0.1", 0)) as held:
         first, second = listening(100), listening(100)
         first.add(held.dup())
-        first.start(lambda: Held(first.left))
+        first.start(lambda: Held(first.left), lambda: None)
         loop = asyncio.get_running_loop()
         with socket.create_connection(held.getsockname()) as waits:
             await first.close()
@@ -146,7 +158,7 @@ async def test_who_comes_to_a_passed_socket_later_is_for_the_next(
                 assert await asyncio.wait_for(loop.sock_recv(waits, 1), 5) == b"x"
                 assert first.open == 1
                 second.add(held.dup())
-                second.start(lambda: Held(second.left))
+                second.start(lambda: Held(second.left), lambda: None)
                 assert await asyncio.wait_for(loop.sock_recv(comes, 1), 5) == b"x"
                 assert second.open == 1
 
@@ -196,7 +208,7 @@ async def test_a_connection_that_cannot_be_made_is_not_counted(
         return Held(one.left)
 
     await one.bind("127.0.0.1:0")
-    one.start(factory)
+    one.start(factory, lambda: None)
     port = int(one.addresses[0].rpartition(":")[2])
     refused, ending = await asyncio.open_connection("127.0.0.1", port)
     assert await refused.read() == b""

@@ -86,6 +86,41 @@ async def test_a_later_head_has_the_same_limit(upstream: StartUpstream, proxy: S
     assert 0.25 < clock() - began < 2
 
 
+async def test_a_head_that_has_begun_is_not_idleness(upstream: StartUpstream, proxy: StartProxy) -> None:
+    """A connection whose keep-alive time runs out in the middle of a head is not closed for that."""
+    p = await proxy(await upstream(GOOD, GOOD), head_timeout=30, keepalive_timeout=0.4)
+    client = await p.connect()
+    await client.send(post(MESSAGES, asked()))
+    assert (await client.response()).status == 200
+    request = post(MESSAGES, asked())
+    await asyncio.sleep(0.2)
+    await client.send(request[:30])
+    await asyncio.sleep(0.5)
+    await client.send(request[30:])
+    assert (await client.response()).status == 200
+
+
+async def test_a_head_behind_a_request_is_timed_too(upstream: StartUpstream, proxy: StartProxy) -> None:
+    """It begins while another request is being answered, and does not end: 408, behind that answer."""
+    go = asyncio.Event()
+
+    async def step(conn: Conn, _: object) -> None:
+        await go.wait()
+        await conn.send(GOOD)
+
+    up = await upstream(step)
+    p = await proxy(up, head_timeout=0.3)
+    client = await p.connect()
+    await client.send(post(MESSAGES, asked()))
+    await up.received()
+    await client.send(HEAD[:10])
+    await asyncio.sleep(0.5)
+    go.set()
+    assert (await client.response()).status == 200
+    assert (await client.response("GET")).status == 408
+    assert await client.eof() == "fin"
+
+
 async def test_an_empty_line_begins_no_request(upstream: StartUpstream, proxy: StartProxy) -> None:
     """Some clients send one behind a body; the connection is idle all the same."""
     p = await proxy(await upstream(GOOD, GOOD), head_timeout=0.2)

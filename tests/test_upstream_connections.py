@@ -349,20 +349,20 @@ async def test_a_host_that_refuses_its_own_tickets_is_asked_in_full(
     p = await proxy(up, network={"max_retries": 0})
     await ask(p)
     await ask(p)
-    wrap = upstream_room._Client.wrap_bio
+    wrap = upstream_room._Tls.wrap_bio
     offered = []
 
     def alert() -> None:
         raise ssl.SSLError("the host answers the ticket with an alert")
 
-    def refuses(context: upstream_room._Client, *arguments: Any, **named: Any) -> ssl.SSLObject:
+    def refuses(context: upstream_room._Tls, *arguments: Any, **named: Any) -> ssl.SSLObject:
         offered.append(bool(context.sessions))
         tls = wrap(context, *arguments, **named)
         if context.sessions:
             monkeypatch.setattr(tls, "do_handshake", alert)
         return tls
 
-    monkeypatch.setattr(upstream_room._Client, "wrap_bio", refuses)
+    monkeypatch.setattr(upstream_room._Tls, "wrap_bio", refuses)
     await ask(p)
     assert offered == [True, False]
 
