@@ -109,13 +109,14 @@ class Listener:
             self._resting.cancel()
         factory, self._factory = self._factory, None
         self._limit = sys.maxsize
+        for path, inode in self._paths:
+            # First: who finds the file must find somebody behind it.
+            _unlink(path, inode)
         for listening in self._sockets:
             if factory is not None:
                 self._take_in(listening, factory, BACKLOG)
             listening.close()
         self._sockets.clear()
-        for path, inode in self._paths:
-            _unlink(path, inode)
         while self._connecting:
             await asyncio.wait(self._connecting)
 

@@ -94,11 +94,12 @@ def _match(method: str, target: bytes, anthropic_version: bool) -> Route:
     if method in ("CONNECT", "TRACE"):
         # CONNECT would make us a tunnel; TRACE would echo our own key back (RFC 9110 section 9.3.8).
         raise ProxyError(405, f"{method} is not served.", source=Source.DOWNSTREAM)
-    path = _checked(target)
-    if path in OWN:
+    if target in OWN:
+        # In this one spelling: who keeps a path from the public in front of us names it so.
         if method not in ("GET", "HEAD"):
             raise _not_allowed()
-        return Route(OWN[path], "anthropic", b"", target, path.decode())
+        return Route(OWN[target], "anthropic", b"", target, target.decode())
+    path = _checked(target)
     if method == "HEAD" and (path == b"/" or path.endswith(b"/api/hello")):
         return Route(Kind.PROBE, "anthropic", b"", target, "probe")
     for prefix, wire_format in PREFIXES.items():

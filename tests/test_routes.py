@@ -133,3 +133,14 @@ def test_a_method_that_is_never_served_is_a_405(method: str, target: bytes) -> N
     with pytest.raises(ProxyError) as caught:
         match(method, target, anthropic_version=False)
     assert caught.value.status == 405
+
+
+@pytest.mark.parametrize(
+    "target",
+    [b"/METRICS", b"//metrics", b"/metrics;x", b"/metrics/", b"/%6detrics", b"/%25256detrics", b"/Health"],
+)
+def test_own_routes_have_one_spelling(target: bytes) -> None:
+    """Who denies `/metrics` to the public in front of the proxy has denied all of it."""
+    with pytest.raises(ProxyError) as caught:
+        match("GET", target, anthropic_version=False)
+    assert caught.value.status == 404
