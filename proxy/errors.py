@@ -83,7 +83,8 @@ ANTHROPIC_TYPES = {
 def body(error: ProxyError, request_id: str) -> bytes:
     """`error` as the JSON body of an answer, or as the data of an SSE ``error`` event."""
     other = "invalid_request_error" if error.status < 500 else "api_error"
-    details = {"type": ANTHROPIC_TYPES.get(error.status, other), "message": error.message}
+    message = error.message.encode("utf-8", "replace").decode()
+    details = {"type": ANTHROPIC_TYPES.get(error.status, other), "message": message}
     return orjson.dumps({"type": "error", "error": details, "request_id": request_id})
 
 

@@ -81,7 +81,9 @@ class Framing:
             return
         self.seen = True
         if not self._begun:
-            start = bytes(data[:64]).lstrip(b"\r\n")[:5]
+            start = bytes(data[:5])
+            if start[:1] in (b"\r", b"\n"):
+                start = bytes(data).lstrip(b"\r\n")[:5]
             self._begun = bool(start)
             if not b"HTTP/".startswith(start):
                 # llhttp takes RTSP/ and ICE/ as well.
@@ -146,7 +148,9 @@ class Framing:
         self.has_head = True
         # llhttp forgets it when the message is complete. HTTP/1.0 knows no chunks: whoever sends them there
         # is not to be trusted with another request (RFC 9112 section 6.1).
-        self.keep_alive = parser.should_keep_alive() and not (chunked and parser.get_http_version() == "1.0")
+        # After a HEAD it reads on, and of a chunk that should not be there it tells only the data.
+        doubtful = chunked and (parser.get_http_version() == "1.0" or self._method == "HEAD")
+        self.keep_alive = parser.should_keep_alive() and not doubtful
         if self._method == "HEAD":
             # llhttp waits for a body that does not come.
             self._parser = None

@@ -71,6 +71,8 @@ _OVERLONG = re.compile(rb"[\xc0\xc1]|\xe0[\x80-\x9f]|\xf0[\x80-\x8f]")
 
 _SEGMENT_END = re.compile(rb"[;?#\x00-\x20]")
 
+_SEGMENT_REST = re.compile(rb"[;?#\x00-\x20][^/\\]*")
+
 _SIMPLE = re.compile(rb"(/[a-z0-9_-][a-z0-9_.-]*)+")
 """A path that all readers read alike."""
 
@@ -134,28 +136,43 @@ def _checked(path: bytes) -> bytes:
         return path
     if _DOT_SEGMENT.search(unquote_to_bytes(path)):
         raise _bad_target()
-    read = _laxest(path)
-    if _DOT_SEGMENT.search(read):
+    readings = _readings(path)
+    if any(map(_DOT_SEGMENT.search, readings)):
         raise _bad_target()
     for prefix in PREFIXES:
         # A prefix that is only one after decoding would not be cut off the raw target.
-        if read.startswith(prefix + b"/") and not path.startswith(prefix + b"/"):
+        if not path.startswith(prefix + b"/") and any(read.startswith(prefix + b"/") for read in readings):
             raise _bad_target()
-    return read
+    return next(filter(_is_model_path, readings), readings[0])
 
 
-def _laxest(path: bytes) -> bytes:
-    """`path` decoded three times, in lower case, with single slashes and none at the end.
+def _is_model_path(read: bytes) -> bool:
+    prefixes = (*PREFIXES.items(), (b"", "anthropic"))
+    return any(read == prefix + path for prefix, wire_format in prefixes for path in MODEL_PATHS[wire_format])
 
-    Of each segment only what stands before parameters, a NUL, a space, ``?`` or ``#``. Raises `ProxyError`
-    400 for what is no UTF-8 (RFC 3629 section 3) in a way that is only used to hide something.
+
+def _readings(path: bytes) -> list[bytes]:
+    """What `path` may be to an upstream, in lower case, with single slashes and none at the end.
+
+    Decoded up to three times. What stands behind parameters, a NUL, a space, ``?`` or ``#`` is dropped before
+    any decoding, after it, or not at all; to the end of the segment, or to the end. Raises `ProxyError` 400
+    for what is no UTF-8 (RFC 3629 section 3) in a way that is only used to hide something.
     """
+    readings = {path.lower()}
     for _ in range(3):
-        path = unquote_to_bytes(path)
-        if _OVERLONG.search(path):
-            raise _bad_target()
-    segments = (_SEGMENT_END.split(segment, maxsplit=1)[0] for segment in re.split(rb"[/\\]", path.lower()))
-    return b"/" + b"/".join(segment for segment in segments if segment)
+        readings |= {unquote_to_bytes(each).lower() for each in _cut(readings)}
+    if any(map(_OVERLONG.search, readings)):
+        raise _bad_target()
+    found = (b"/" + b"/".join(filter(None, re.split(rb"[/\\]", each))) for each in _cut(readings))
+    return sorted(found, key=len, reverse=True)
+
+
+def _cut(readings: set[bytes]) -> set[bytes]:
+    return {
+        short
+        for each in readings
+        for short in (each, _SEGMENT_REST.sub(b"", each), _SEGMENT_END.split(each, maxsplit=1)[0])
+    }
 
 
 def _bad_target() -> ProxyError:

@@ -32,7 +32,7 @@ MAX_TAIL = 4096
 """Bytes kept of a large one; to keep it costs no copy up to here."""
 
 _FINISHED = re.compile(
-    rb"(^|[\r\n])(event:[ ]?message_stop|data:[ ]?\[DONE\]|data:[ ]?\{\s*\"type\":\s*\"message_stop\")"
+    rb"[\r\n](event:[ ]?message_stop|data:[ ]?\[DONE\]|data:[ ]?\{\s*\"type\":\s*\"message_stop\")"
 )
 
 _EVENT_END = re.compile(rb"\r\n\r\n|\n\r\n|\n\n|\r\r(?!\n)|\r\r\n")

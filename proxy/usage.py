@@ -29,23 +29,28 @@ _COUNT = re.compile(
 class Usage:
     """Feed it what passes; ask `counts` at the end."""
 
-    __slots__ = ("_carry", "_seen")
+    __slots__ = ("_carry", "_filling", "_seen")
 
     def __init__(self) -> None:
         self._carry = b""
         self._seen: list[bytes] = []
+        self._filling = False
+        """Whether a window has room left."""
 
     def feed(self, chunk: bytes) -> None:
         """Look at one chunk; a mark or an object may be split over chunks."""
         seen = self._seen
-        if seen and len(seen[-1]) < _WINDOW:
-            seen[-1] += chunk[: _WINDOW - len(seen[-1])]
+        if self._filling:
+            for index, held in enumerate(seen):
+                seen[index] = held + chunk[: _WINDOW - len(held)]
+            self._filling = len(seen[-1]) < _WINDOW
         data = self._carry + chunk if self._carry else chunk
         at = data.find(_MARK)
         while at >= 0:
             # The first names the input, the last is final; those between are replaced.
             del seen[1:]
             seen.append(data[at : at + _WINDOW])
+            self._filling = True
             at = data.find(_MARK, at + len(_MARK))
         # No mark goes over the end of a line, where most chunks of a stream end.
         self._carry = b"" if data.endswith(b"\n") else data[1 - len(_MARK) :]

@@ -51,17 +51,19 @@ class Secret:
         return hash(self._value)
 
 
-def _at(pattern: str, wanted: str) -> Callable[[str], str]:
+def _at(pattern: str, wanted: str, *, lowest: int = 1) -> Callable[[str], str]:
     """A check of a text. In `pattern`, ``AT`` is HOST:PORT, and ``AT?`` HOST with or without a port.
+
+    The lowest port is `lowest`.
 
     It returns the text without slashes at its end.
     """
-    host_and_port = r"(?P<host>\[[^][/@]*\]|[^][:/@]+)(:(?P<port>[0-9]{1,5}))"
+    host_and_port = r"(?P<host>\[[0-9A-Za-z.:%]*\]|[^][:/@]+)(:(?P<port>[0-9]{1,5}))"
     compiled = re.compile(pattern.replace("AT", host_and_port))
 
     def check(value: str) -> str:
         match = compiled.fullmatch(value)
-        if not match or int(match["port"] or 0) > 65535:
+        if not match or not lowest <= int(match["port"] or lowest) <= 65535:
             raise ValueError(f"wanted {wanted}")
         try:
             if match["host"].startswith("["):
@@ -78,7 +80,7 @@ def _at(pattern: str, wanted: str) -> Callable[[str], str]:
 
 
 _URL = "http:// or https:// and HOST[:PORT]"
-_tcp = _at("AT", "HOST:PORT, [IPv6]:PORT or unix:/PATH, with a HOST and a PORT from 0 to 65535")
+_tcp = _at("AT", "HOST:PORT, [IPv6]:PORT or unix:/PATH, with a HOST and a PORT from 0 to 65535", lowest=0)
 _redis = _at("redis://AT?/[0-9]+", "redis://HOST[:PORT]/DB, without user or password, DB a number")
 origin = _at("https?://AT?/?", f"{_URL}, without path, user, query or fragment")
 base_url = _at(r'https?://AT?(/[!"$->@-~]*)?', f"{_URL}[/PATH], without user, query, fragment or spaces")
