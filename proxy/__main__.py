@@ -110,13 +110,14 @@ async def _serve(loaded: Config, listen: tuple[str, ...], path: str | None) -> i
     _allow_descriptors()
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_stray)
-    signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        loop.add_signal_handler(number, signals.put_nowait, number)
+    stops: asyncio.Queue[None] = asyncio.Queue()
+    reloads: asyncio.Queue[None] = asyncio.Queue()
+    for number, heard in ((signal.SIGTERM, stops), (signal.SIGINT, stops), (signal.SIGHUP, reloads)):
+        loop.add_signal_handler(number, heard.put_nowait, None)
     supervisor = systemd.Supervisor(os.environ)
     server = Server(
         dataclasses.replace(loaded, listen=listen),
-        log=AccessLog(_write_line),
+        log=AccessLog(_write_lines),
         sockets=systemd.passed_sockets(os.environ),
     )
     try:
@@ -133,24 +134,34 @@ async def _serve(loaded: Config, listen: tuple[str, ...], path: str | None) -> i
     logger.info("serving on %s", ", ".join(server.addresses))
     supervisor.ready(server.status)
     supervisor.watch(lambda: server.status)
-    while await signals.get() == signal.SIGHUP:
-        supervisor.reloading()
-        loaded = await _reload(server, loaded, path)
-        supervisor.ready(server.status)
+    reloading = loop.create_task(_reload_when_asked(server, loaded, path, reloads, supervisor))
+    await stops.get()
+    reloading.cancel()
     logger.info("stopping: open requests may finish; a second signal ends them")
     stopping = loop.create_task(server.stop())
-    supervisor.stopping("draining: open requests may finish", loaded.drain_timeout + STOP_SECONDS)
-    hurrying = loop.create_task(_hurry(server, signals))
+    supervisor.stopping("draining: open requests may finish", server.drain_timeout + STOP_SECONDS)
+    again = loop.create_task(stops.get())
+    again.add_done_callback(lambda _: server.hurry())
     await stopping
-    hurrying.cancel()
+    again.cancel()
+    await asyncio.wait([again, reloading])
     supervisor.close()
     return 0
 
 
-async def _hurry(server: Server, signals: asyncio.Queue[signal.Signals]) -> None:
-    while await signals.get() == signal.SIGHUP:
-        logger.info("not reloading: the proxy is stopping")
-    server.hurry()
+async def _reload_when_asked(
+    server: Server,
+    loaded: Config,
+    path: str | None,
+    asked: asyncio.Queue[None],
+    supervisor: systemd.Supervisor,
+) -> None:
+    """Never returns. What is read late, when a stop has begun, is not used any more."""
+    while True:
+        await asked.get()
+        supervisor.reloading()
+        loaded = await _reload(server, loaded, path)
+        supervisor.ready(server.status)
 
 
 async def _reload(server: Server, used: Config, path: str | None) -> Config:
@@ -199,9 +210,10 @@ def _credentials(loaded: Config, provider: Provider) -> str:
     return "no keys, so nobody can use it"
 
 
-def _write_line(data: bytes) -> None:
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
+def _write_lines(data: bytes) -> None:
+    # Past `sys.stdout`, whose lock a write that never returns would hold at the end of the process.
+    while data:
+        data = data[os.write(sys.stdout.fileno(), data) :]
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
 Facts
   - A write to a pipe blocks when its reader stalls, and a blocked loop stalls every stream. Lines are
-    therefore written from a thread, one batch at a time.
+    therefore written from a thread of their own, one batch at a time.
 
 Rules
   1. One request, one line, whatever its end.
   2. Client text (path, model) is cut, and what looks like a key in it is struck out.
-  3. While the reader stalls at most `MAX_WAITING` lines are kept; what is dropped is counted and said.
+  3. While the reader stalls at most `MAX_WAITING` lines are kept; what is dropped is counted and said. Nor
+     does the end of the process wait for it.
 
 Not here: what happened. `exchange` knows.
 """
@@ -17,7 +18,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import queue
 import re
+import threading
 import time
 from collections.abc import Callable
 
@@ -27,6 +30,7 @@ from .exchange import Exchange
 
 MAX_WAITING = 10_000
 BATCH_SECONDS = 0.05
+CLOSE_SECONDS = 1.0
 MAX_TEXT = 200
 
 _KEY = re.compile(r"sk-[A-Za-z0-9_-]{8,}")
@@ -40,7 +44,10 @@ class AccessLog:
     def __init__(self, write: Callable[[bytes], object]) -> None:
         self._write = write
         self._waiting: list[bytes] = []
-        self._writing: asyncio.Future[object] | None = None
+        self._batches: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._written = asyncio.Event()
+        self._written.set()
         self._timer: asyncio.TimerHandle | None = None
         self._dropped = 0
 
@@ -50,34 +57,59 @@ class AccessLog:
             self._dropped += 1
             return
         self._waiting.append(line(exchange))
-        if self._timer is None and self._writing is None:
-            # A batch: a thread per line would cost more than the request.
+        if self._timer is None and self._written.is_set():
+            # A batch: to wake a thread per line would cost more than the request.
             self._timer = asyncio.get_running_loop().call_later(BATCH_SECONDS, self._flush)
 
     async def close(self) -> None:
-        """Write what is waiting."""
+        """Write what is waiting, if that can be done in `CLOSE_SECONDS`."""
         if self._timer is not None:
             self._timer.cancel()
             self._flush()
-        while self._writing is not None:
-            await asyncio.wait([self._writing])
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._written.wait()
+        except TimeoutError:
+            logger.warning("the end of the access log is lost: the reader of stdout stalled")
+        self._batches.put(None)
+        self._batches, self._thread = queue.SimpleQueue(), None
 
     def _flush(self) -> None:
         self._timer = None
-        batch = b"".join(self._waiting)
+        if self._thread is None:
+            # A daemon: the process does not wait for a write that never returns.
+            self._thread = threading.Thread(
+                target=self._run, args=(asyncio.get_running_loop(), self._batches), name="log", daemon=True
+            )
+            self._thread.start()
+        self._written.clear()
+        self._batches.put(b"".join(self._waiting))
         self._waiting.clear()
-        self._writing = asyncio.get_running_loop().run_in_executor(None, self._write, batch)
-        self._writing.add_done_callback(self._flushed)
 
-    def _flushed(self, writing: asyncio.Future[object]) -> None:
-        self._writing = None
+    def _run(self, loop: asyncio.AbstractEventLoop, batches: queue.SimpleQueue[bytes | None]) -> None:
+        """The thread."""
+        while (batch := batches.get()) is not None:
+            failure = ""
+            try:
+                self._write(batch)
+            except Exception as error:
+                failure = type(error).__name__
+            try:
+                loop.call_soon_threadsafe(self._flushed, failure)
+            except RuntimeError:
+                # The loop has ended before the write did.
+                return
+
+    def _flushed(self, failure: str) -> None:
         if self._dropped:
             logger.warning("%d access-log lines were dropped: the reader of stdout stalled", self._dropped)
             self._dropped = 0
-        if writing.exception() is not None:
-            logger.error("the access log cannot be written: %s", type(writing.exception()).__name__)
+        if failure:
+            logger.error("the access log cannot be written: %s", failure)
         if self._waiting:
             self._flush()
+        else:
+            self._written.set()
 
 
 def line(exchange: Exchange) -> bytes:

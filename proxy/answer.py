@@ -162,6 +162,13 @@ class Answer:
         """Whether a part of the request's body is still on its way."""
         return self._sending is not None and not self._sending.done
 
+    def when_sent(self, call: Callable[[], None]) -> None:
+        """Call `call` once nothing of the request's body is on its way any more."""
+        if self._sending is None:
+            call()
+        else:
+            self._sending.when_done(call)
+
     def abort(self) -> None:
         """Close the connection at once unless the answer is complete. May be called again."""
         self._settle()

@@ -5,8 +5,7 @@ Facts
 
 Rules
   1. What has come is counted, not what was announced: an announcement costs its sender nothing.
-  2. A body is counted until it has gone upstream for the last time; or until its request ends, where the
-     answer begins before that.
+  2. A body is counted until it has gone upstream for the last time.
 
 Not here: the limit of one body (`incoming`).
 """

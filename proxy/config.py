@@ -150,8 +150,8 @@ class Config:
     body_timeout: float = _setting(
         30.0,
         _SECONDS,
-        "Seconds in which a request body must come to its end, or by 4096 bytes further; else the answer"
-        " is 408.",
+        "Seconds in which a request body must come to its end, or by 4096 bytes further (one that is held:"
+        " or by a 64th, if that is more); else the answer is 408.",
     )
     send_timeout: float = _setting(
         300.0,

@@ -165,6 +165,10 @@ class Door(web.RequestHandler):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._upgraded:
+            # Behind a request for an upgrade nothing is served (`reply`). It is read all the same, and thrown
+            # away: at its end a client that leaves says so.
+            return
         request, waiter = self._current_request, self._waiter
         waits = waiter is not None and not waiter.done()
         of_the_next = waits or (request is not None and request.content.is_eof())
@@ -188,8 +192,9 @@ class Door(web.RequestHandler):
         if self._current_request is not None and self.transport is not None:
             self.transport.abort()
 
-    def pause_reading(self) -> None:
-        super().pause_reading()
+    def _pause_transport_reading(self) -> None:
+        # For flow control, and because of what waits in numbers behind the request that is served.
+        super()._pause_transport_reading()
         if self._look_timer is None:
             self._look_timer = self._loop.call_later(LOOK_SECONDS, self._look)
 
@@ -248,7 +253,7 @@ class Door(web.RequestHandler):
 
     def _look(self) -> None:
         self._look_timer = None
-        if not self._reading_paused or self.transport is None:
+        if self.transport is None or not (self._reading_paused or self._buffer_paused):
             return
         poll = select.poll()
         poll.register(self.transport.get_extra_info("socket").fileno(), _HALF_CLOSED)

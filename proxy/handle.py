@@ -140,8 +140,10 @@ class Handler:
         exchange = self._begin("-", "-")
         exchange.fail(error)
         reply = Reply(request, exchange, self._rules.config, self._loop)
-        _refuse(reply, exchange, error)
-        self._end(exchange)
+        try:
+            _refuse(reply, exchange, error)
+        finally:
+            self._end(exchange)
         return cast(web.StreamResponse, reply)
 
     def _begin(self, method: str, path: str) -> Exchange:
@@ -207,8 +209,7 @@ class Handler:
             running = self._early(running, original, config.early_stream_after, exchange, reply)
         served = await running
         del original, chosen, running  # A body may be megabytes, and a stream may last for minutes.
-        if not served.answer.sending:
-            self._bodies.let_go(exchange)
+        served.answer.when_sent(functools.partial(self._bodies.let_go, exchange))
         try:
             await self._relay(request, route, config, served, exchange, reply)
         finally:
@@ -231,11 +232,10 @@ class Handler:
                 await relay.commit_early(task, reply, exchange)
             return await task
         except BaseException:
+            # It may end in the very turn in which the client leaves: nobody else holds its answer then.
+            task.add_done_callback(_drop)
             task.cancel()
             await asyncio.wait([task])
-            if not task.cancelled() and task.exception() is None:
-                # It ended in the very turn in which the client left: nobody else holds its answer.
-                task.result().answer.abort()
             raise
 
     async def _relay(
@@ -279,6 +279,11 @@ class Handler:
 
 
 _JSON = (b"Content-Type", b"application/json")
+
+
+def _drop(task: asyncio.Future[Served]) -> None:
+    if not task.cancelled() and task.exception() is None:
+        task.result().answer.abort()
 
 
 def _refuse(reply: Reply, exchange: Exchange, error: ProxyError) -> None:

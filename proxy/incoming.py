@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from collections.abc import AsyncGenerator
 
 from aiohttp import hdrs, web
@@ -39,6 +40,9 @@ LARGE_BYTES = 1048576
 
 STEP_BYTES = 4096
 """A body must come by so much, or to its end, within ``body_timeout`` of waiting for it."""
+
+HELD_SHARE = 1 / 64
+"""A body that is held must come by this share of what has come, if that is more: it takes others' room."""
 
 
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
@@ -123,6 +127,9 @@ class Intake:
 
         Raises `ProxyError`: 400 for a body that breaks the rules, 408, 413, 415, 503.
         """
+        if request.version < (1, 1) and request.get_extra_info("socket").family == socket.AF_UNIX:
+            # Without chunks only a reset tells a cut answer from a whole one, and a unix socket has none.
+            raise _bad(505, "Over a unix socket only HTTP/1.1 is spoken; in nginx: proxy_http_version 1.1.")
         original = Original(request, route, outgoing)
         if route.kind is Kind.MODEL:
             original.body = body = await self._held(request, exchange, config, original.length or 0)
@@ -132,7 +139,7 @@ class Intake:
                 codings = ", ".join(request.headers.getall(hdrs.CONTENT_ENCODING))
                 original.plain = codings.strip().lower() in ("identity", "")
                 if not original.plain:
-                    plain = await asyncio.to_thread(coding.decoded, body, codings, config.max_body_bytes)
+                    plain = await self._scanner.decode(coding.decoded, body, codings, config.max_body_bytes)
                     # Small bodies can become large ones, and then wait for the scanner in numbers.
                     self._bodies.hold(exchange, len(plain))
             scanned = await self._scanner.scan(plain)
@@ -161,7 +168,7 @@ class Intake:
             self._bodies.hold(exchange, len(body))
             return body
         parts = []
-        arrival = _Arrival(request, exchange, config)
+        arrival = _Arrival(request, exchange, config, share=HELD_SHARE)
         while part := await arrival.part():
             if exchange.bytes_in > limit:
                 raise _too_large(limit)
@@ -185,13 +192,17 @@ async def _upload(
 class _Arrival:
     """A body as it arrives, and the patience with it. While nobody waits for it, none is used up."""
 
-    __slots__ = ("_came", "_content", "_exchange", "_left", "_patience")
+    __slots__ = ("_came", "_content", "_exchange", "_left", "_patience", "_share", "_step")
 
-    def __init__(self, request: web.BaseRequest, exchange: Exchange, config: Config) -> None:
+    def __init__(
+        self, request: web.BaseRequest, exchange: Exchange, config: Config, share: float = 0.0
+    ) -> None:
         self._content = request.content
         self._exchange = exchange
         self._patience = self._left = config.body_timeout
         self._came = 0
+        self._step = float(STEP_BYTES)
+        self._share = share
 
     async def part(self) -> bytes:
         """The next bytes of the body, ``b""`` after the last."""
@@ -215,8 +226,9 @@ class _Arrival:
             raise _bad(400, "The request body is not framed as its header fields say.") from None
         self._exchange.bytes_in += len(part)
         self._came += len(part)
-        if self._came >= STEP_BYTES:
+        if self._came >= self._step:
             self._came, self._left = 0, self._patience
+            self._step = max(STEP_BYTES, self._share * self._exchange.bytes_in)
         return part
 
 

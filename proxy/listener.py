@@ -26,8 +26,6 @@ import stat
 import sys
 from collections.abc import Callable
 
-from .errors import EXHAUSTED
-
 logger = logging.getLogger(__name__)
 
 BACKLOG = 1024
@@ -164,9 +162,7 @@ class Listener:
             except OSError as error:
                 if error.errno in _LEFT_ALREADY:
                     continue
-                if error.errno not in EXHAUSTED:
-                    raise
-                self._rest(f"connections have to wait: {os.strerror(error.errno)}")
+                self._rest(f"connections have to wait: {error.strerror}")
                 return
             accepted.setblocking(False)
             self.open += 1
@@ -194,8 +190,10 @@ class Listener:
             raise
 
 
-def _name(address: str | tuple[str, int]) -> str:
-    """A socket's address as the config writes it."""
+def _name(address: str | bytes | tuple[str, int]) -> str:
+    """A socket's address as the config writes it; an abstract one with ``@``, as systemd does."""
+    if isinstance(address, bytes):
+        return "unix:@" + address[1:].decode(errors="backslashreplace")
     if isinstance(address, str):
         return f"unix:{address}"
     host, port = address[:2]

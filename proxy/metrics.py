@@ -16,6 +16,7 @@ Not here: what is logged per request (`accesslog`).
 
 from __future__ import annotations
 
+import http
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,8 @@ from .config import Config
 from .exchange import Exchange
 
 MAX_MODELS = 100
+
+STATUSES = frozenset((0, 529, *http.HTTPStatus))
 
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 
@@ -139,7 +142,9 @@ class Metrics(Collector):
         self._endings[exchange.ending] += 1
         path = exchange.route.label if exchange.route else "other"
         method = exchange.method if exchange.method in METHODS else "other"
-        requests = self._requests[path, method, str(exchange.status)]
+        # An upstream may answer with any number.
+        status = str(exchange.status) if exchange.status in STATUSES else f"{exchange.status // 100}xx"
+        requests = self._requests[path, method, status]
         requests.count += 1
         requests.seconds.observe(exchange.ended - exchange.started)
         requests.bytes_in.observe(exchange.bytes_in)
@@ -154,7 +159,7 @@ class Metrics(Collector):
             served.success += 1
         else:
             left = exchange.ending[:1] in ("D", "d")
-            served.errors["499" if left else str(exchange.status)] += 1
+            served.errors["499" if left else status] += 1
         if exchange.head_at:
             served.latency["true" if good else "false"].observe(exchange.head_at - exchange.started)
         if exchange.stream and exchange.first_at:

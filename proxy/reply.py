@@ -75,7 +75,14 @@ class Reply:
             raise ConnectionResetError
 
     async def write_eof(self) -> None:
-        """All has been written."""
+        """All has been written. Whatever comes next on this connection waits until it has left."""
+        if not self.waiting:
+            return
+        try:
+            await self.drain(last=True)
+        except ProxyError:
+            self.abort()
+            raise ConnectionResetError from None
 
     # What the path asks.
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 
 from .body import Scan, steps
@@ -37,6 +37,7 @@ class Scanner:
     def __init__(self) -> None:
         # One thread: several would compete with each other, and all of them with the loop.
         self._thread = ThreadPoolExecutor(1, "scanner")
+        self._decoder = ThreadPoolExecutor(1, "decoder")
 
     async def scan(self, body: bytes) -> Scan:
         """What stands in `body`; `ProxyError` 400 when it breaks the rules."""
@@ -53,9 +54,14 @@ class Scanner:
                 return found
             await asyncio.sleep(0)
 
+    async def decode(self, decoded: Callable[..., bytes], *arguments: object) -> bytes:
+        """Have a compressed body `decoded`, one at a time: asyncio's own threads look up names."""
+        return await asyncio.get_running_loop().run_in_executor(self._decoder, decoded, *arguments)
+
     def close(self) -> None:
         """Let the thread end, with the turn that it is at."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        for thread in (self._thread, self._decoder):
+            thread.shutdown(wait=False, cancel_futures=True)
 
 
 def _turn(walk: Generator[None, None, Scan]) -> Scan | None:

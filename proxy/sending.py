@@ -57,6 +57,10 @@ class Sending:
         """Whether nothing more will be written."""
         return self._running.done()
 
+    def when_done(self, call: Callable[[], None]) -> None:
+        """Call `call` once nothing more will be written."""
+        self._running.add_done_callback(lambda _: call())
+
     def stop(self) -> None:
         """Write no more."""
         self._running.cancel()

@@ -70,6 +70,11 @@ class Server:
         return self._listener.addresses if self._listener is not None else []
 
     @property
+    def drain_timeout(self) -> float:
+        """Seconds that `stop` waits for open requests."""
+        return self._config.drain_timeout
+
+    @property
     def connections(self) -> int:
         """How many downstream connections are open."""
         return self._listener.open if self._listener is not None else 0

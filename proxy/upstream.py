@@ -55,7 +55,8 @@ class Upstream:
         self._idle: dict[tuple[bool, str, int], list[Connection]] = {}
         self._open: set[Connection] = set()
         self._sweeper: asyncio.TimerHandle | None = None
-        self._tls: _Tls | None = None
+        # Now: read when no descriptor is left, it would trust nobody for ever.
+        self._tls = _Tls.trusting_this_machine()
         self._closing = False
         self._empty = asyncio.Event()
 
@@ -104,7 +105,7 @@ class Upstream:
         if len(idle) >= POOL_SIZE or self._closing:
             connection.abort()
             return
-        if self._tls is not None and not connection.reused:
+        if not connection.reused:
             self._tls.remember(connection.key[1], connection.transport)
         connection.idle_since = self._loop.time()
         idle.append(connection)
@@ -149,7 +150,7 @@ class Upstream:
 
     def _forget_session(self, origin: Origin) -> bool:
         """Offer no old TLS session to this host; whether there was one."""
-        return self._tls is not None and self._tls.forget(origin.host)
+        return self._tls.forget(origin.host)
 
     async def _connect(self, request: Request) -> Connection:
         origin = request.origin
@@ -189,7 +190,7 @@ class Upstream:
             transport, connection = await self._loop.create_connection(
                 lambda: Connection(self, origin, self._loop),
                 sock=connected,
-                ssl=self._context() if origin.secure else None,
+                ssl=self._tls if origin.secure else None,
                 server_hostname=origin.host if origin.secure else None,
             )
         except BaseException:
@@ -199,11 +200,6 @@ class Upstream:
             # Only the TLS layer's transport has this; it keeps 256 KiB otherwise.
             transport.set_read_buffer_limits(TLS_WAITING_BYTES)  # type: ignore[attr-defined]
         return connection
-
-    def _context(self) -> _Tls:
-        if self._tls is None:
-            self._tls = _Tls.trusting_this_machine()
-        return self._tls
 
 
 class _Tls(ssl.SSLContext):

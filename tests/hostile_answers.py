@@ -574,7 +574,7 @@ HOSTILE: dict[str, Hostile] = {
 
 TO_HEAD: dict[str, Hostile] = {
     "a length": relayed(SIZED, b""),
-    "chunked": relayed(CHUNKED, b""),
+    "chunked": relayed(CHUNKED, b"", reusable=False),
     "nothing": relayed(OK + b"\r\n", b"", reusable=False),
     "two lengths": Hostile(sized(b" 32\r\nContent-Length: 33")),
     "length and chunked": Hostile(OK + LENGTH + b"Transfer-Encoding: chunked\r\n\r\n"),

@@ -435,7 +435,7 @@ BODILESS = {
 
 @pytest.mark.parametrize("case", BODILESS)
 async def test_answers_without_a_body(upstream: StartUpstream, proxy: StartProxy, case: str) -> None:
-    """No body byte after HEAD, 204 and 304, and the connection is good for the next request."""
+    """No body byte after HEAD, 204 and 304, and the next request gets its own answer."""
     method, raw_answer = BODILESS[case]
     up = await upstream(raw_answer, answer(body=b"next"))
     p = await proxy(up)
@@ -451,7 +451,8 @@ async def test_answers_without_a_body(upstream: StartUpstream, proxy: StartProxy
     await client.send(get("/anthropic/v1/y"))
     assert (await client.response("GET")).body == b"next"
     assert client.leftover == b""
-    assert up.connections == 1
+    # Behind a HEAD that speaks of chunks nobody can tell whether any follow.
+    assert up.connections == (2 if case == "HEAD chunked" else 1)
 
 
 async def test_pipelined_requests_are_answered_in_order(upstream: StartUpstream, proxy: StartProxy) -> None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from rawclient import Client, asked, post, request_head
+from rawclient import Client, asked, get, post, request_head
 from running import Proxy, StartProxy, StartUpstream
 from scripted import (
     JSON_TYPE,
@@ -200,6 +200,28 @@ async def test_while_it_does_not_read(upstream: StartUpstream, proxy: StartProxy
     await leaves(up, client, how)
     assert (await p.line())["ending"] == "DD"
     assert time.monotonic() - began < 2
+
+
+BEHIND = {
+    "forty requests": get("/anthropic/v1/models") * 40,
+    "an upgrade's bytes": b"x" * 1_000_000,
+}
+
+
+@pytest.mark.parametrize("behind", BEHIND)
+async def test_with_much_behind_its_request(upstream: StartUpstream, proxy: StartProxy, behind: str) -> None:
+    """What waits behind a request, unread, does not hide that its client has gone."""
+    up = await upstream(raw(stays))
+    p = await proxy(up)
+    client = await p.connect()
+    upgrade = [(b"Upgrade", b"websocket"), (b"Connection", b"upgrade")] if "upgrade" in behind else []
+    request = post(MESSAGES, asked(), upgrade)
+    sending = asyncio.ensure_future(client.send(request + BEHIND[behind]))
+    await up.received()
+    await asyncio.sleep(0.2)
+    sending.cancel()
+    await leaves(up, client, "RST")
+    assert (await p.line())["ending"] == "DH"
 
 
 async def test_between_retries(upstream: StartUpstream, proxy: StartProxy) -> None:

@@ -150,9 +150,11 @@ async def test_a_client_that_leaves_does_not_spoil_the_drain_of_others(
 
 async def test_health_says_draining(upstream: StartUpstream, proxy: StartProxy) -> None:
     """On a connection that is open, while others finish; it is told to close, and new ones are refused."""
-    p = await proxy(await upstream(hangs_before_the_head), drain_timeout=30)
+    up = await upstream(hangs_before_the_head)
+    p = await proxy(up, drain_timeout=30)
     busy, asking = await p.connect(), await p.connect()
     await busy.send(post(MESSAGES, asked()))
+    await up.received()
     await asking.send(get("/health"))
     assert (await asking.response("GET")).body == b'{"status":"ok"}'
     port = p.port

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -57,7 +58,10 @@ def test_nothing_is_found(target: str, tmp_path: Path) -> None:
     before = seeds(target)
     status, printed = fuzzed(target, tmp_path, RUNS[target])
     assert status == 0, printed[-4000:]
-    assert f"Done {RUNS[target]} runs" in printed
+    done = re.search(r"Done (\d+) runs", printed)
+    # libFuzzer ends a few runs late when it has just found something new.
+    assert done is not None
+    assert int(done[1]) >= RUNS[target]
     assert ("Using built-in libfuzzer" if HAS_WHEEL else "varied at random") in printed
     assert seeds(target) == before
 

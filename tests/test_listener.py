@@ -217,3 +217,39 @@ async def test_a_connection_that_cannot_be_made_is_not_counted(
     assert await taken(reader)
     writer.close()
     fails.clear()
+
+
+async def test_an_error_of_the_network_is_no_end(
+    listening: Callable[[int], Listener], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """accept(2) tells of errors of the connection that it would have brought; it rests, and goes on."""
+    monkeypatch.setattr(listener, "REST_SECONDS", 0.05)
+
+    class Troubled(socket.socket):
+        left = 3
+
+        def accept(self) -> tuple[socket.socket, object]:
+            if self.left:
+                self.left -= 1
+                raise OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH))
+            return super().accept()
+
+    troubled = Troubled()
+    troubled.bind(("127.0.0.1", 0))
+    troubled.listen()
+    one = listening(10)
+    one.add(troubled)
+    one.start(lambda: Held(one.left), lambda: None)
+    reader, writer = await asyncio.open_connection(*troubled.getsockname())
+    assert await taken(reader)
+    writer.close()
+
+
+async def test_an_abstract_socket_has_a_name(listening: Callable[[int], Listener]) -> None:
+    """As systemd writes it."""
+    abstract = socket.socket(socket.AF_UNIX)
+    abstract.bind(f"\0verbatim-test-{os.getpid()}")
+    abstract.listen()
+    one = listening(10)
+    one.add(abstract)
+    assert one.addresses == [f"unix:@verbatim-test-{os.getpid()}"]

@@ -186,3 +186,26 @@ async def test_health_is_200(upstream: StartUpstream, proxy: StartProxy) -> None
     for path in ("/health", "/metrics"):
         response = await p.ask(request_head("HEAD", path, [(b"Host", b"h")]), "HEAD")
         assert (response.status, response.body) == (200, b"")
+
+
+async def test_garbage_that_leaves_at_once_is_counted_and_logged(
+    upstream: StartUpstream, proxy: StartProxy
+) -> None:
+    """Its answer finds nobody; the count of open requests goes down again all the same."""
+    p = await proxy(await upstream())
+    for _ in range(20):
+        client = await p.connect()
+        await client.send(b"garbage\r\n\r\n")
+        client.reset()
+        await p.line()
+    assert total(await samples(p), "bifrost_active_requests") == 1
+
+
+async def test_odd_statuses_are_counted_by_their_class(upstream: StartUpstream, proxy: StartProxy) -> None:
+    """An upstream that invents numbers makes no series of each."""
+    up = await upstream(*(answer(status, body=b"{}") for status in range(460, 499)))
+    p = await proxy(up)
+    for _ in range(460, 499):
+        await p.get("/anthropic/v1/models")
+    found = await samples(p)
+    assert total(found, "http_requests_total", status="4xx") == 39

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -246,3 +247,65 @@ async def test_an_address_that_is_taken_is_said(spawn: Spawn) -> None:
     assert process.returncode == 1
     assert b"cannot start" in err
     assert b"Traceback" not in err
+
+
+async def test_a_stalled_reader_of_the_log_does_not_hold_the_end(
+    tmp_path: Path, upstream: StartUpstream, spawn: Spawn
+) -> None:
+    """Nobody takes what it prints; it ends within a moment all the same, and says what is lost."""
+    up = await upstream()
+    config = tmp_path / "proxy.yaml"
+    config.write_text(CONFIG.format(url=up.url) + "drain_timeout: 1\n")
+    taken, given = os.pipe()
+    os.set_blocking(given, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(given, b"x" * 65536)
+    os.set_blocking(given, True)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "proxy", "serve", "--config", str(config)),
+        env={**os.environ, "KEY": "sk-test-own"},
+        stdout=given,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    os.close(given)
+    try:
+        await healthy(await port_of(process))
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(10):
+            _, err = await process.communicate()
+        assert process.returncode == 0
+        assert b"access log is lost" in err
+        assert b"Fatal" not in err
+    finally:
+        os.close(taken)
+
+
+async def test_sigterm_is_heard_during_a_reload_that_hangs(
+    tmp_path: Path, upstream: StartUpstream, spawn: Spawn
+) -> None:
+    """The config has become a pipe that nobody writes to: the stop does not wait for it."""
+    up = await upstream()
+    config = tmp_path / "proxy.yaml"
+    config.write_text(CONFIG.format(url=up.url))
+    process = await spawn("serve", "--config", str(config))
+    await healthy(await port_of(process))
+    config.unlink()
+    os.mkfifo(config)
+    process.send_signal(signal.SIGHUP)
+    writer = None
+    async with asyncio.timeout(10):
+        while writer is None:
+            # Only when somebody reads can it be opened.
+            with contextlib.suppress(OSError):
+                writer = os.open(config, os.O_WRONLY | os.O_NONBLOCK)
+            await asyncio.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.stderr is not None
+    async with asyncio.timeout(10):
+        while b"stopping" not in await process.stderr.readline():
+            pass
+    # The thread that reads has to come back before Python ends.
+    os.close(writer)
+    await process.communicate()
+    assert process.returncode == 0

@@ -15,7 +15,7 @@ import tracemalloc
 from collections.abc import Iterator
 
 import pytest
-from rawclient import Client, asked, post, request_head
+from rawclient import Client, asked, get, post, request_head
 from running import Proxy, StartProxy, StartUpstream
 from scripted import (
     LAST_CHUNK,
@@ -274,3 +274,23 @@ async def test_a_reader_that_stands_still_is_reset(upstream: StartUpstream, prox
     assert (line["ending"], line["error"]) == ("dD", "The client does not read.")
     client.go_on_reading()
     assert await client.eof() == "reset"
+
+
+async def test_replies_of_ours_do_not_pile_up(upstream: StartUpstream, proxy: StartProxy) -> None:
+    """A client that asks and asks and reads nothing gets no second reply before it has taken the first."""
+    p = await proxy(await upstream(), send_timeout=0.5)
+    client = await p.connect(receive_buffer=4096)
+    client.stop_reading()
+    sending = asyncio.ensure_future(client.send(get("/metrics") * 2000))
+    line = await p.line()
+    assert p.server._downstream is not None
+    assert p.server._listener is not None
+    left = asyncio.ensure_future(p.server._listener.all_left.wait())
+    async with asyncio.timeout(10):
+        while not left.done():
+            for door in p.server._downstream.connections:
+                if door.transport is not None:
+                    assert door.transport.get_write_buffer_size() < 2 * line["bytes_out"] + 100_000
+            await asyncio.wait([left], timeout=0.05)
+    sending.cancel()
+    assert len(p.lines) < 1000

@@ -205,6 +205,22 @@ async def test_a_body_that_goes_on_may_take_its_time(upstream: StartUpstream, pr
     assert up.requests[0].body == body
 
 
+async def test_a_held_body_must_go_on_in_proportion(upstream: StartUpstream, proxy: StartProxy) -> None:
+    """Whoever has filled megabytes of others' room, and then crawls, is let go."""
+    p = await proxy(await upstream(), body_timeout=0.4)
+    client = await p.connect()
+    fields = [(b"Host", b"h"), (b"Content-Length", b"2000000")]
+    await client.send(request_head("POST", MESSAGES, fields) + b" " * 1_500_000)
+    answered = asyncio.ensure_future(client.response())
+    began = clock()
+    while not answered.done():
+        with contextlib.suppress(Gone):
+            await client.send(b" " * 1_000)
+        await asyncio.sleep(0.05)
+    assert (await answered).status == 408
+    assert clock() - began < 5
+
+
 async def test_an_upload_is_not_blamed_for_a_slow_upstream(
     upstream: StartUpstream, proxy: StartProxy
 ) -> None:
