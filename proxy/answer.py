@@ -163,10 +163,8 @@ class Answer:
         return self._sending is not None and not self._sending.done
 
     def when_sent(self, call: Callable[[], None]) -> None:
-        """Call `call` once nothing of the request's body is on its way any more."""
-        if self._sending is None:
-            call()
-        else:
+        """While the body is `sending`: call `call` once nothing of it is on its way any more."""
+        if self._sending is not None:
             self._sending.when_done(call)
 
     def abort(self) -> None:

@@ -80,7 +80,9 @@ class Framing:
         if self.fault:
             return
         self.seen = True
-        if not self._begun:
+        if not self._begun and data[:5] == b"HTTP/":
+            self._begun = True
+        elif not self._begun:
             start = bytes(data[:5])
             if start[:1] in (b"\r", b"\n"):
                 start = bytes(data).lstrip(b"\r\n")[:5]

@@ -131,7 +131,8 @@ class Handler:
         finally:
             del self._open[task]
             reply.stop()
-            self._bodies.let_go(exchange)
+            if exchange.held:
+                self._bodies.let_go(exchange)
             self._end(exchange)
         return cast(web.StreamResponse, reply)
 
@@ -209,7 +210,10 @@ class Handler:
             running = self._early(running, original, config.early_stream_after, exchange, reply)
         served = await running
         del original, chosen, running  # A body may be megabytes, and a stream may last for minutes.
-        served.answer.when_sent(functools.partial(self._bodies.let_go, exchange))
+        if served.answer.sending:
+            served.answer.when_sent(functools.partial(self._bodies.let_go, exchange))
+        else:
+            self._bodies.let_go(exchange)
         try:
             await self._relay(request, route, config, served, exchange, reply)
         finally:

@@ -77,8 +77,7 @@ class Original:
         self.outgoing = outgoing
         self.identity = route.kind is Kind.BATCH or "text/event-stream" in fields.get(hdrs.ACCEPT, "")
         """Whether the answer must come uncompressed."""
-        # Python reads no more than 4300 digits, and leading zeros are digits.
-        self.length = int(declared.lstrip("0") or "0") if declared is not None else None
+        self.length = _length(declared) if declared is not None else None
         """The declared length of the body, in bytes."""
         self.body: bytes | None = None
         self.scan: Scan | None = None
@@ -86,6 +85,14 @@ class Original:
         self.plain = True
         """Whether `body` can be rewritten: it has no content coding."""
         self.upload: AsyncGenerator[bytes, None] | None = None
+
+
+def _length(declared: str) -> int:
+    # Python reads no more than 4300 digits, and leading zeros are digits.
+    digits = declared.lstrip("0") if declared[:1] == "0" else declared
+    if len(digits) > _MOST_DIGITS:
+        raise _bad(400, "The Content-Length is beyond all bounds.")
+    return int(digits or "0")
 
 
 def check(request: web.BaseRequest) -> None:
@@ -100,8 +107,6 @@ def check(request: web.BaseRequest) -> None:
         raise _bad(501, "The only transfer coding spoken here is chunked.")
     if codings and request.version < (1, 1):
         raise _bad(400, "HTTP/1.0 has no transfer codings.")
-    if len(fields.get(hdrs.CONTENT_LENGTH, "").lstrip("0")) > _MOST_DIGITS:
-        raise _bad(400, "The Content-Length is beyond all bounds.")
     if hdrs.EXPECT in fields and any(
         expected.lower() != "100-continue" for expected in fields.getall(hdrs.EXPECT)
     ):
@@ -156,8 +161,6 @@ class Intake:
         limit = config.max_body_bytes
         if length > limit:
             raise _too_large(limit)
-        self._bodies.expect(length)
-        await _continue(request)
         content = request.content
         if content.is_eof() and content.exception() is None:
             # It came with its head: no wait, no timer.
@@ -167,6 +170,8 @@ class Intake:
                 raise _too_large(limit)
             self._bodies.hold(exchange, len(body))
             return body
+        self._bodies.expect(length)
+        await _continue(request)
         parts = []
         arrival = _Arrival(request, exchange, config, share=HELD_SHARE)
         while part := await arrival.part():

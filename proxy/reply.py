@@ -76,7 +76,8 @@ class Reply:
 
     async def write_eof(self) -> None:
         """All has been written. Whatever comes next on this connection waits until it has left."""
-        if not self.waiting:
+        transport = self._transport
+        if transport is None or not transport.get_write_buffer_size():
             return
         try:
             await self.drain(last=True)
