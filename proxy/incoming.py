@@ -77,7 +77,8 @@ class Original:
         self.outgoing = outgoing
         self.identity = route.kind is Kind.BATCH or "text/event-stream" in fields.get(hdrs.ACCEPT, "")
         """Whether the answer must come uncompressed."""
-        self.length = _length(declared) if declared is not None else None
+        # Python reads no more than 4300 digits, and leading zeros are digits.
+        self.length = int(declared[-_MOST_DIGITS:]) if declared is not None else None
         """The declared length of the body, in bytes."""
         self.body: bytes | None = None
         self.scan: Scan | None = None
@@ -85,14 +86,6 @@ class Original:
         self.plain = True
         """Whether `body` can be rewritten: it has no content coding."""
         self.upload: AsyncGenerator[bytes, None] | None = None
-
-
-def _length(declared: str) -> int:
-    # Python reads no more than 4300 digits, and leading zeros are digits.
-    digits = declared.lstrip("0") if declared[:1] == "0" else declared
-    if len(digits) > _MOST_DIGITS:
-        raise _bad(400, "The Content-Length is beyond all bounds.")
-    return int(digits or "0")
 
 
 def check(request: web.BaseRequest) -> None:
@@ -107,6 +100,10 @@ def check(request: web.BaseRequest) -> None:
         raise _bad(501, "The only transfer coding spoken here is chunked.")
     if codings and request.version < (1, 1):
         raise _bad(400, "HTTP/1.0 has no transfer codings.")
+    declared = fields.get(hdrs.CONTENT_LENGTH, "")
+    if len(declared) > _MOST_DIGITS and len(declared.lstrip("0")) > _MOST_DIGITS:
+        # Before it has a route: behind what is refused so early the connection carries nothing.
+        raise _bad(400, "The Content-Length is beyond all bounds.")
     if hdrs.EXPECT in fields and any(
         expected.lower() != "100-continue" for expected in fields.getall(hdrs.EXPECT)
     ):
