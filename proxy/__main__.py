@@ -185,7 +185,11 @@ async def _reload(server: Server, used: Config, path: str | None) -> Config:
 def _allow_descriptors() -> None:
     """Take as many file descriptors as the system allows; the usual default is meant for select(2)."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    except (OSError, ValueError):
+        # macOS says "unlimited" and does not mean it; what there is has to do.
+        logger.info("the limit of file descriptors stays as it is")
 
 
 def _stray(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

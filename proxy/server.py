@@ -21,6 +21,7 @@ import asyncio
 import errno
 import resource
 import socket
+import sys
 from collections.abc import Sequence
 from importlib import metadata
 
@@ -110,10 +111,11 @@ class Server:
         """Serve every new request by this config. Where it listens stays."""
         if self._handler is None or self._downstream is None or self._metrics is None:
             raise AssertionError("not started")
-        self._config = config
-        self._metrics.use(config)
-        self._downstream.use(config)
+        # First what is made of it: were that to fail, nothing would have changed.
         self._handler.use(config)
+        self._downstream.use(config)
+        self._metrics.use(config)
+        self._config = config
         self._metrics.reloaded(good=True)
         self._refused = False
 
@@ -177,6 +179,8 @@ def start_failure(error: OSError | RuntimeError) -> str:
 def _connection_limit() -> int:
     """As many as can have a descriptor downstream and one upstream."""
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if descriptors == resource.RLIM_INFINITY:
+        return sys.maxsize
     return max(1, (descriptors - RESERVED_DESCRIPTORS) // 2)
 
 

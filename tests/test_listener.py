@@ -6,13 +6,15 @@ import asyncio
 import errno
 import logging
 import os
+import resource
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
-from proxy import listener
+from proxy import listener, server
 from proxy.listener import Listener
 
 
@@ -253,3 +255,14 @@ async def test_an_abstract_socket_has_a_name(listening: Callable[[int], Listener
     one = listening(10)
     one.add(abstract)
     assert one.addresses == [f"unix:@verbatim-test-{os.getpid()}"]
+
+
+@pytest.mark.parametrize(
+    ("descriptors", "most"), [(1024, 480), (70, 3), (10, 1), (resource.RLIM_INFINITY, sys.maxsize)]
+)
+def test_there_are_as_many_connections_as_descriptors_for_two(
+    monkeypatch: pytest.MonkeyPatch, descriptors: int, most: int
+) -> None:
+    """One downstream and one upstream; where there is no limit there is none here."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (descriptors, descriptors))
+    assert server._connection_limit() == most
