@@ -4,7 +4,8 @@ The map. Three kinds of room; imports go one way, House -> Path -> Pure, and a t
 
 Pure: bytes and values in, bytes and values out. No asyncio, no clock, no I/O.
   config      which keys there are             values     addresses, URLs, names, secrets
-  schema      YAML with positions              local      the config where there is no file
+  schema      YAML with positions              shapes     what a value of it may be
+  local       the config without a file
   errors      the one exception of the path    routes     path -> wire format
   body        the scan and the splice          grammar    JSON as patterns
   coding      looking into compressed bodies

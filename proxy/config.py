@@ -23,38 +23,13 @@ from types import MappingProxyType
 from typing import Any
 
 from . import values
-from .schema import (
-    BROKEN,
-    ConfigError,
-    Document,
-    Path,
-    Problem,
-    Shape,
-    boolean,
-    compose,
-    mapping,
-    nearest,
-    number,
-    optional,
-    printable,
-    record,
-    sequence,
-    text,
-)
+from .schema import BROKEN, ConfigError, Document, Path, Problem, compose, nearest, printable
+from .shapes import boolean, mapping, number, optional, record, row, sequence, setting, text
 from .values import EVENTS, WIRE_FORMATS, Secret
 
 __all__ = ["Config", "ConfigError", "Key", "NetworkConfig", "Problem", "Provider", "Secret", "load"]
 
 FALLBACK_ON = (*EVENTS, "401", "402", "403", "404", "408", "429", "500", "502", "503", "504", "529")
-
-
-def _row(shape: Shape | None, doc: str) -> dict[str, Any]:
-    return {"doc": doc} | ({"shape": shape} if shape else {})
-
-
-def _setting(default: Any, shape: Shape, doc: str) -> Any:
-    """A field that may be left out. `default` is immutable."""
-    return field(default_factory=lambda: default, metadata=_row(shape, doc))
 
 
 _SECONDS = number(0, above=True)
@@ -66,12 +41,10 @@ _NOTHING: Mapping[str, Any] = MappingProxyType({})
 class Key:
     """A credential of ours at a provider."""
 
-    name: str = field(metadata=_row(_STRING, "What logs call the key; no other key of the provider has it."))
-    value: Secret = field(metadata=_row(values.secret, "The key itself, as env.NAME or file:PATH."))
-    weight: float = _setting(
-        1.0, number(0, 100_000), "Its share of the requests, relative to the other keys."
-    )
-    models: tuple[str, ...] = _setting(
+    name: str = field(metadata=row(_STRING, "What logs call the key; no other key of the provider has it."))
+    value: Secret = field(metadata=row(values.secret, "The key itself, as env.NAME or file:PATH."))
+    weight: float = setting(1.0, number(0, 100_000), "Its share of the requests, relative to the other keys.")
+    models: tuple[str, ...] = setting(
         ("*",), sequence(_STRING, least=1), "The models that the key may be used for, as shell globs."
     )
 
@@ -80,18 +53,18 @@ class Key:
 class NetworkConfig:
     """How long a provider may take, in seconds, and how often one target is tried."""
 
-    connect_timeout: float = _setting(5.0, _SECONDS, "Seconds to look up the name, connect and do TLS.")
-    first_byte_timeout: float = _setting(600.0, _SECONDS, "Seconds from the request to the response head.")
-    idle_timeout: float = _setting(300.0, _SECONDS, "Seconds without a byte of the response body.")
-    max_retries: int = _setting(
+    connect_timeout: float = setting(5.0, _SECONDS, "Seconds to look up the name, connect and do TLS.")
+    first_byte_timeout: float = setting(600.0, _SECONDS, "Seconds from the request to the response head.")
+    idle_timeout: float = setting(300.0, _SECONDS, "Seconds without a byte of the response body.")
+    max_retries: int = setting(
         1, number(0, 10, whole=True), "How often the same target may be tried again before the next one is."
     )
-    retry_backoff_initial: float = _setting(
+    retry_backoff_initial: float = setting(
         0.5,
         _SECONDS,
         "The wait before the first retry, in seconds; it doubles with every further one, with jitter.",
     )
-    retry_backoff_max: float = _setting(
+    retry_backoff_max: float = setting(
         5.0, _SECONDS, "The longest wait before a retry, in seconds, an upstream's retry-after included."
     )
 
@@ -100,21 +73,21 @@ class NetworkConfig:
 class Provider:
     """A named upstream. `base_urls` maps wire formats to URLs without a slash at the end."""
 
-    name: str = field(metadata=_row(None, "The provider's name: letters, digits, dots, dashes, underscores."))
+    name: str = field(metadata=row(None, "The provider's name: letters, digits, dots, dashes, underscores."))
     base_urls: Mapping[str, str] = field(
-        metadata=_row(
+        metadata=row(
             mapping(values.wire_format, text(values.base_url)),
             "The base URL for each wire format that the provider speaks, as the format's SDK would have it.",
         )
     )
-    keys: tuple[Key, ...] = _setting(
+    keys: tuple[Key, ...] = setting(
         (),
         sequence(record(Key)),
         "Our keys. Without any, the client's own credentials go through, to a default provider only.",
     )
-    is_key_less: bool = _setting(False, boolean, "true: the provider wants no credentials.")
+    is_key_less: bool = setting(False, boolean, "true: the provider wants no credentials.")
     network_config: NetworkConfig = field(
-        default=NetworkConfig(), metadata=_row(record(NetworkConfig), "Timeouts and retries.")
+        default=NetworkConfig(), metadata=row(record(NetworkConfig), "Timeouts and retries.")
     )
 
 
@@ -122,77 +95,77 @@ class Provider:
 class Config:
     """The whole file. Times are seconds, sizes are bytes."""
 
-    listen: tuple[str, ...] = _setting(
+    listen: tuple[str, ...] = setting(
         ("127.0.0.1:8080",),
         sequence(text(values.address), least=1),
         "Where clients connect: HOST:PORT, [IPv6]:PORT or unix:/PATH; port 0 is any free port."
         " Sockets that systemd passes win over this list.",
     )
-    public_url: str | None = _setting(
+    public_url: str | None = setting(
         None,
         optional(text(values.origin)),
         "Scheme, host and port at which clients reach the proxy, for the results_url of batches."
         " null: as the request's own Host header says.",
     )
-    max_body_bytes: int = _setting(
+    max_body_bytes: int = setting(
         33554432, number(1, whole=True), "The largest body of a model request; beyond it the answer is 413."
     )
-    max_buffered_bytes: int = _setting(
+    max_buffered_bytes: int = setting(
         536870912,
         number(1, whole=True),
         "The most bytes of bodies held at a time, all requests together; beyond it the answer is 503.",
     )
-    head_timeout: float = _setting(
+    head_timeout: float = setting(
         10.0,
         _SECONDS,
         "Seconds that a request head may take, and a new connection until its first; then the answer is 408.",
     )
-    body_timeout: float = _setting(
+    body_timeout: float = setting(
         30.0,
         _SECONDS,
         "Seconds in which a request body must come to its end, or by 4096 bytes further (one that is held:"
         " or by a 64th, if that is more); else the answer is 408.",
     )
-    send_timeout: float = _setting(
+    send_timeout: float = setting(
         300.0,
         _SECONDS,
         "Seconds that a slow reader may take for what waits for it; then its connection is reset.",
     )
-    keepalive_timeout: float = _setting(75.0, _SECONDS, "Seconds that an idle client connection stays open.")
-    drain_timeout: float = _setting(30.0, _SECONDS, "Seconds that SIGTERM waits for open requests.")
-    ping_interval: float = _setting(
+    keepalive_timeout: float = setting(75.0, _SECONDS, "Seconds that an idle client connection stays open.")
+    drain_timeout: float = setting(30.0, _SECONDS, "Seconds that SIGTERM waits for open requests.")
+    ping_interval: float = setting(
         15.0, number(0), "Seconds of silence in a stream after which the client gets a ping. 0: no pings."
     )
-    early_stream_after: float = _setting(
+    early_stream_after: float = setting(
         0.0,
         number(0),
         "Seconds without an upstream head after which a stream begins as 200 with pings; an upstream error"
         " is then an error event, and no longer a status. 0: never.",
     )
-    max_buffer_bytes: int = _setting(
+    max_buffer_bytes: int = setting(
         262144, number(1024, whole=True), "The most bytes held for one stream, both sides together."
     )
     providers: Mapping[str, Provider] = field(
-        metadata=_row(mapping(values.provider_name, record(Provider)), "Who answers requests; one at least.")
+        metadata=row(mapping(values.provider_name, record(Provider)), "Who answers requests; one at least.")
     )
-    default_providers: Mapping[str, str] = _setting(
+    default_providers: Mapping[str, str] = setting(
         _NOTHING,
         mapping(values.wire_format, _STRING),
         "For each wire format, the provider of models that name none, and the only one that may be sent"
         " the client's own credentials. Where exactly one provider speaks a format, it need not be named.",
     )
-    models: Mapping[str, tuple[str, ...]] = _setting(
+    models: Mapping[str, tuple[str, ...]] = setting(
         _NOTHING,
         mapping(str, sequence(text(values.target), least=1, one=True)),
         "Model names of our own. Each stands for targets, as provider/model: the first is asked first,"
         " the others are its fallbacks.",
     )
-    fallback_on: tuple[str, ...] = _setting(
+    fallback_on: tuple[str, ...] = setting(
         FALLBACK_ON,
         sequence(values.event),
         "The upstream statuses and failures that lead to the next target.",
     )
-    store: str | None = _setting(
+    store: str | None = setting(
         None,
         optional(text(values.store)),
         "Where state is kept: sqlite:PATH or redis://HOST[:PORT]/DB. It is opened only by features that"
@@ -200,13 +173,13 @@ class Config:
     )
     admin_key: Secret | None = field(
         default=None,
-        metadata=_row(
+        metadata=row(
             optional(values.secret),
             "The credential for the /api/ routes, as env.NAME or file:PATH. Without it there are none;"
             " none of them is in this version.",
         ),
     )
-    require_virtual_key: bool = _setting(
+    require_virtual_key: bool = setting(
         False, boolean, "true refuses every request without a valid virtual key with 401."
     )
 

@@ -21,7 +21,8 @@ from typing import Any
 
 import yaml
 
-from .schema import Document, Path, nearest, printable, text
+from .schema import Document, Path, nearest, printable
+from .shapes import text
 
 WIRE_FORMATS = ("anthropic", "openai", "genai", "cohere", "bedrock")
 EVENTS = ("connect", "reset", "timeout", "protocol", "stream_error")
