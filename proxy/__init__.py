@@ -12,20 +12,28 @@ Pure: bytes and values in, bytes and values out. No asyncio, no clock, no I/O.
   headers     which fields pass                plan       model -> targets
   sse         boundaries, pings, error events  usage      tokens seen passing
   results     ``results_url`` of batches         framing    where an upstream answer ends
+  grants      virtual keys, teams, customers   access     what they allow
+  limits      windows and their counters       prices     what tokens cost
 
 Path: what a request walks through.
   exchange    one request's record             handle     THE PATH, read top to bottom
   incoming    the request and its body         bodies     the cap over all held ones
-  keys        credential -> key                batches    answers that are held and changed
-  attempt     the plan's loop, every retry     upstream   the door to the providers, the pool
+  holders     virtual key -> who holds it      quota      admit, charge
+  ledger      changes of counters, in batches  journal    those that are not taken yet
+  attempt     the plan's loop, every retry     tries      what one target still has
+  outcome     what an attempt came to          keys       provider keys, and those that are out
+  upstream    the door to the providers, pool  batches    answers that are held and changed
   connection  one connection                   sending    a request on its way
   answer      one upstream answer: waiting for it, reading it
   relay       an answer goes downstream         reply      one downstream answer as bytes
   pulse       when a ping is due               scanner    large bodies are scanned aside
+  ports       what the path asks of the house
 
 House: around it.
   server      start, reload, stop              listener   sockets, accepting
   door        one downstream connection        systemd    what it hands over and is told
+  store       SQLite and Redis                 registry   virtual keys, teams, customers
+  governance  ``/api/governance/*``            keycommand  ``verbatim-proxy keys``
   metrics     ``/metrics``                     accesslog  one line per request
   demo        the show                         demo_upstream  its provider
   demo_answers  what that says                 __main__   the command line
@@ -34,7 +42,7 @@ The rules (the first: a rule may be broken where a comment says why).
   1. ``upstream``, ``connection``, ``sending`` and ``answer`` alone know how an upstream connection works;
      ``reply`` alone writes downstream.
   2. Bodies are immutable bytes, never re-encoded.
-  3. ``attempt`` decides every retry, and nobody else.
+  3. ``attempt`` and ``tries`` decide every retry, and nobody else.
   4. Inside the path one exception type travels; foreign ones are mapped at the edge.
   5. Hop-by-hop names and credential names stand in ``headers`` only.
   6. No module state, no effect at import.

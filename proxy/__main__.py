@@ -1,4 +1,4 @@
-"""The command line: ``serve``, ``check``, ``demo``, ``version``.
+"""The command line: ``serve``, ``check``, ``keys``, ``demo``, ``version``.
 
 Exit codes: 0 when all went well, 1 when the config has problems or an address is taken, 2 for a call
 that is not understood.
@@ -19,7 +19,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from . import __version__, config, demo, local, systemd, values
+from . import __version__, config, demo, keycommand, local, systemd, values
 from .accesslog import AccessLog
 from .config import Config, ConfigError, Provider
 from .server import Server, start_failure
@@ -43,12 +43,16 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if command == "demo":
         return _show(arguments.listen, once=arguments.once)
+    if command == "keys" and arguments.action == "new":
+        return keycommand.new()
     try:
         loaded = _load(arguments.config)
     except (ConfigError, OSError, UnicodeDecodeError) as error:
         for problem in _problems(arguments.config, error):
             print(problem, file=sys.stderr)
         return 1
+    if command == "keys":
+        return keycommand.run(arguments, loaded)
     if command == "check":
         print(f"{arguments.config}: good; providers: {', '.join(loaded.providers)}")
         return 0
@@ -77,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("demo", help="watch it work, without a key and without a network")
     show.add_argument("--listen", metavar="ADDR", default="127.0.0.1:8080")
     show.add_argument("--once", action="store_true", help="end after the show")
+    keycommand.add_parser(commands)
     commands.add_parser("version", help="print the version")
     return parser
 
@@ -93,7 +98,12 @@ def _show(listen: str, *, once: bool) -> int:
 def _load(path: str | None) -> Config:
     if path is None:
         return local.local_config(os.environ)
-    return config.load(Path(path).read_text("utf-8"), os.environ, lambda name: Path(name).read_text("utf-8"))
+    beside = Path(path).parent
+    source = Path(path).read_text("utf-8")
+    loaded = config.load(source, os.environ, lambda name: (beside / name).read_text("utf-8"))
+    if loaded.store is None or not loaded.store.startswith("sqlite:"):
+        return loaded
+    return dataclasses.replace(loaded, store=f"sqlite:{beside / loaded.store.removeprefix('sqlite:')}")
 
 
 def _problems(path: str | None, error: Exception) -> list[str]:
@@ -119,6 +129,7 @@ async def _serve(loaded: Config, listen: tuple[str, ...], path: str | None) -> i
         dataclasses.replace(loaded, listen=listen),
         log=AccessLog(_write_lines),
         sockets=systemd.passed_sockets(os.environ),
+        state=Path(state.partition(":")[0]) if (state := os.environ.get("STATE_DIRECTORY")) else None,
     )
     try:
         await server.start()
@@ -174,8 +185,9 @@ async def _reload(server: Server, used: Config, path: str | None) -> Config:
         logger.error("the config is not reloaded; the one in use stays")
         server.keep_config()
         return used
-    if fresh.listen != used.listen:
-        logger.warning("listen has changed: that is not reloaded, it takes a restart")
+    for name in ("listen", "store", "store_password"):
+        if getattr(fresh, name) != getattr(used, name):
+            logger.warning("%s has changed: that is not reloaded, it takes a restart", name)
     server.use(fresh)
     logger.info("the config is reloaded")
     _say_providers(fresh)

@@ -27,6 +27,7 @@ from collections.abc import Callable
 import orjson
 
 from .exchange import Exchange
+from .limits import dollars
 
 MAX_WAITING = 10_000
 BATCH_SECONDS = 0.05
@@ -135,6 +136,9 @@ def line(exchange: Exchange) -> bytes:
         "total_ms": _ms(exchange.started, exchange.ended),
         "pings": exchange.pings,
         "usage": exchange.tokens,
+        "cost": dollars(exchange.cost),
+        "virtual_key": _text(exchange.virtual_key),
+        "key": _text(exchange.key),
         "upstream_request_id": _text(exchange.upstream_id),
     }
     if exchange.error:

@@ -37,7 +37,10 @@ class Sink(Protocol):
     def slow(self) -> bool: ...
 
     def pass_on(self, data: bytes) -> None:
-        """Must not raise."""
+        """Take bytes that waited. Must not raise."""
+
+    def take(self, data: bytes) -> None:
+        """Take bytes that arrive in this moment. Must not raise."""
 
 
 class Answer:
@@ -55,6 +58,7 @@ class Answer:
         self._reused = connection.reused
         self._request: Request | None = request
         self._network = request.network
+        self._hear = request.hear
         self._buffer_bytes = request.buffer_bytes
         self._loop = loop
         self._clock = time.monotonic  # What `loop.time` calls; this is done for every event.
@@ -110,7 +114,7 @@ class Answer:
                 return False
             self._patient()
             self._sink = sink
-            connection.take = sink.pass_on
+            connection.take = sink.take
             self._waiter = self._loop.create_future()
             try:
                 await self._waiter
@@ -232,6 +236,7 @@ class Answer:
         self._set_error(_error(504, message, "timeout"))
 
     def take(self, data: bytes) -> None:
+        self._hear(data)
         self._chunks.append(data)
         self._waiting_bytes += len(data) + CHUNK_COST
         if self._waiting_bytes > self._buffer_bytes:

@@ -1,48 +1,37 @@
 """The plan's loop: every retry is decided here, and nowhere else.
 
-Facts
-  - Nothing of the request was seen by the provider when connecting failed; most likely nothing when a
-    pooled connection closed without a response byte. A request that timed out may have been billed.
-  - Providers answer 529 when overloaded, and may open a 200 stream with an ``error`` event.
-  - ``retry-after`` is seconds or an HTTP date (RFC 9110 section 10.2.3); ``retry-after-ms`` is finer.
-
 Rules
-  1. What moves a plan on is an *event*: a failure's name or a status as text. The table is data.
-  2. Every attempt starts from the original bytes and fields.
-  3. Once a reply is committed nothing is tried again.
-  4. When all fail, the primary's answer is the answer. It is kept open, unread, until then.
-  5. What cannot be sent again is not: a streamed body that was begun, a method with effects on a
+  1. Every attempt starts from the original bytes and fields.
+  2. Once a reply is committed nothing is tried again.
+  3. When all fail, the primary's answer is the answer. It is kept open, unread, until then.
+  4. What cannot be sent again is not: a streamed body that was begun, a method with effects on a
      route that names no model.
 
-Not here: which targets there are (`plan`), how an answer is read (`answer`).
+Not here: which targets there are (`plan`), what else may be tried at one (`tries`), how an answer is
+read (`answer`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import random
 import time
-from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 
-from . import headers, keys, sse
+from . import headers, sse
 from .answer import Answer
 from .body import splice, spliced
 from .config import Config, Key
 from .connection import Origin
-from .errors import ProxyError
+from .errors import ProxyError, Source
 from .exchange import Exchange, Phase
 from .incoming import Original
+from .keys import Cooling
+from .outcome import REFUSED_KEY, SAME_TARGET, Outcome
 from .plan import Plan, Target
 from .sending import SEND_BYTES, Request
+from .tries import Tries
 from .upstream import Upstream
-
-SAME_TARGET = frozenset(("connect", "reset", "408", "429", "500", "502", "503", "504", "529"))
-"""Events after which the same target is tried again, up to its ``max_retries``."""
-
-REFUSED_KEY = frozenset(("401", "402", "403"))
-"""Events that mean the key, not the request: the provider's next key is tried at once."""
 
 MAX_HELD_BYTES = 65536
 """How much of a stream is held back while its first event is looked for."""
@@ -56,22 +45,6 @@ class Served(NamedTuple):
     held: bytes
 
 
-@dataclasses.dataclass(slots=True)
-class Outcome:
-    """What one attempt came to: an answer or an error, and the event it means, ``""`` for none."""
-
-    target: Target
-    event: str
-    answer: Answer | None = None
-    error: ProxyError | None = None
-    held: bytes = b""
-    """Bytes of the body that were read already."""
-
-    def drop(self) -> None:
-        if self.answer is not None:
-            self.answer.abort()
-
-
 class Runner:
     """Runs plans. One per server."""
 
@@ -79,6 +52,7 @@ class Runner:
         self._config = config
         self._upstream = upstream
         self._rng = rng
+        self.cooling = Cooling(time.monotonic)
         self._events = SAME_TARGET | REFUSED_KEY | frozenset(config.fallback_on)
         self._looks = "stream_error" in config.fallback_on
         self._origins = {
@@ -108,7 +82,7 @@ class Runner:
             raise
         if primary is None:
             raise AssertionError("a plan has targets")
-        exchange.target = primary.target
+        exchange.target, exchange.key = primary.target, primary.key
         if primary.answer is None:
             raise primary.error or AssertionError("an attempt has an answer or an error")
         exchange.head_at = primary.answer.head_at
@@ -116,12 +90,20 @@ class Runner:
 
     async def _target(self, original: Original, target: Target, exchange: Exchange, *, last: bool) -> Outcome:
         """Try one target with its keys and retries."""
-        tries = _Tries(target, keys.draw(target.keys, self._rng), self._rng)
+        direct = target.direct and original.outgoing.has_credential
+        tries = Tries(target, self.cooling, self._rng, direct=direct)
+        if tries.lacks_key:
+            exchange.target = target
+            exchange.attempts.append((target.name, "no_key_left"))
+            return Outcome(target, "401", error=_no_key_left(target))
         answered: Outcome | None = None
         try:
             while True:
-                request = self._request(original, target, tries.key, fresh=tries.replayed)
+                exchange.begin_attempt(target)
+                request = self._request(original, target, tries.key, exchange, fresh=tries.replayed)
                 outcome = await self._once(request, target, exchange, last=last)
+                tries.note(outcome)
+                exchange.key = outcome.key
                 if answered is not None and outcome.answer is not None:
                     answered.drop()
                     answered = None
@@ -143,12 +125,15 @@ class Runner:
             # What the provider last said is worth more to the client than that it then said nothing.
             answered.event = outcome.event
             return answered
+        if outcome.key and outcome.event in (REFUSED_KEY if target.model else REFUSED_KEY - {"403"}):
+            # Relayed, it would tell the client that its own key is bad. (Where no model is named a 403 may be
+            # about what the path names.)
+            outcome.drop()
+            return Outcome(target, outcome.event, error=_no_key_left(target), key=outcome.key)
         return outcome
 
     async def _once(self, request: Request, target: Target, exchange: Exchange, *, last: bool) -> Outcome:
         """One attempt."""
-        exchange.tried += 1
-        exchange.target = target
         exchange.phase = exchange.phase if exchange.committed else Phase.HEAD
         try:
             answer = await self._upstream.open(request)
@@ -191,7 +176,9 @@ class Runner:
                 outcome.event = "stream_error" if event is None or sse.is_error(event) else ""
                 return
 
-    def _request(self, original: Original, target: Target, key: Key | None, *, fresh: bool) -> Request:
+    def _request(
+        self, original: Original, target: Target, key: Key | None, exchange: Exchange, *, fresh: bool
+    ) -> Request:
         provider = target.provider
         origin = self._origins[provider.name, original.wire_format]
         body = _body(original, target.model)
@@ -202,7 +189,7 @@ class Runner:
         head = original.outgoing.head(
             host=origin.host_field,
             own=headers.credential(original.wire_format, key.value.reveal()) if key else None,
-            keep_credentials=target.is_default and not provider.keys and not provider.is_key_less,
+            keep_credentials=key is None and target.is_default and not provider.is_key_less,
             identity=original.identity,
             length=length,
             chunked=chunked,
@@ -217,41 +204,17 @@ class Runner:
             network=provider.network_config,
             buffer_bytes=self._config.side_bytes,
             fresh=fresh or original.upload is not None,
+            hear=exchange.usage.feed,
         )
 
 
-class _Tries:
-    """What may still be tried at one target: its keys and its retries."""
-
-    def __init__(self, target: Target, drawn: list[Key], rng: random.Random) -> None:
-        self._target = target
-        self._keys = drawn
-        self._rng = rng
-        self._retries = 0
-        self.replayed = False
-        self.key = drawn.pop(0) if drawn else None
-
-    def wait_after(self, outcome: Outcome) -> float | None:
-        """Seconds to wait before the target is tried again with `key`; None when it is not."""
-        network = self._target.provider.network_config
-        event = outcome.event
-        if event in REFUSED_KEY and self.key is None and not self._target.provider.is_key_less:
-            # The client's own key was refused: the client must know, and no other target may help.
-            outcome.event = ""
-        elif (event in REFUSED_KEY or event == "429") and self._keys:
-            self.key = self._keys.pop(0)
-            return 0.0
-        elif outcome.error is not None and outcome.error.reused and not self.replayed:
-            self.replayed = True
-            return 0.0
-        elif event in SAME_TARGET and self._retries < network.max_retries:
-            backoff: float = min(network.retry_backoff_initial * 2**self._retries, network.retry_backoff_max)
-            backoff = min(backoff * self._rng.uniform(0.8, 1.2), network.retry_backoff_max)
-            asked = _retry_after(outcome.answer.fields) if outcome.answer else 0.0
-            if asked <= network.retry_backoff_max:
-                self._retries += 1
-                return max(backoff, asked)
-        return None
+def _no_key_left(target: Target) -> ProxyError:
+    return ProxyError(
+        502,
+        f"upstream_credentials_exhausted: {target.provider.name} refuses the keys that the proxy has for it;"
+        " whoever runs the proxy must look at them.",
+        source=Source.UPSTREAM,
+    )
 
 
 def _body(original: Original, model: str) -> bytes | list[memoryview] | None:
@@ -270,22 +233,3 @@ def _replayable(original: Original, outcome: Outcome) -> bool:
         return False
     stale = outcome.error is not None and outcome.error.reused
     return stale or original.method in ("GET", "HEAD")
-
-
-def _retry_after(fields: headers.Inbound) -> float:
-    """Seconds that upstream asks to wait; 0 when it says nothing that can be read."""
-    milliseconds = fields.get(b"retry-after-ms")
-    seconds = fields.get(b"retry-after") or b"0"
-    try:
-        asked = float(milliseconds) / 1000 if milliseconds is not None else float(seconds)
-    except ValueError:
-        asked = _until(seconds)
-    return max(0.0, asked)
-
-
-def _until(date: bytes) -> float:
-    """Seconds from now to an HTTP date; 0 for anything else."""
-    try:
-        return parsedate_to_datetime(date.decode("latin-1")).timestamp() - time.time()
-    except (ValueError, OverflowError):
-        return 0.0

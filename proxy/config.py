@@ -22,14 +22,50 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from . import values
-from .schema import BROKEN, ConfigError, Document, Path, Problem, compose, nearest, printable
+import yaml
+
+from . import grants, prices, values
+from .grants import ConfiguredKey, Customer, Team
+from .prices import Prices
+from .schema import BROKEN, ConfigError, Document, Path, Problem, compose, printable
 from .shapes import boolean, mapping, number, optional, record, row, sequence, setting, text
 from .values import EVENTS, WIRE_FORMATS, Secret
 
 __all__ = ["Config", "ConfigError", "Key", "NetworkConfig", "Problem", "Provider", "Secret", "load"]
 
 FALLBACK_ON = (*EVENTS, "401", "402", "403", "404", "408", "429", "500", "502", "503", "504", "529")
+
+
+_STORE_FAILURES = ("refuse", "allow")
+
+
+def _price_list(document: Document, node: yaml.Node, path: Path) -> Any:
+    """The `Prices` in the file that a string names."""
+
+    def read(name: str) -> Prices:
+        try:
+            return prices.load(document.read_file(name))
+        except OSError as error:
+            raise ValueError(
+                f"file {printable(name)} cannot be read: {error.strerror or type(error).__name__}"
+            ) from None
+        except UnicodeDecodeError:
+            raise ValueError(f"file {printable(name)} cannot be read: it is not UTF-8 text") from None
+        except ConfigError as error:
+            others = len(error.problems) - 1
+            more = f" (and {others} more)" if others else ""
+            raise ValueError(f"in {printable(name)}: {error.problems[0]}{more}") from None
+
+    return text(read)(document, node, path)
+
+
+def _one_of(words: tuple[str, ...]) -> Callable[[str], str]:
+    def check(value: str) -> str:
+        if value not in words:
+            raise ValueError(f"wanted {' or '.join(words)}")
+        return value
+
+    return check
 
 
 _SECONDS = number(0, above=True)
@@ -168,20 +204,57 @@ class Config:
     store: str | None = setting(
         None,
         optional(text(values.store)),
-        "Where state is kept: sqlite:PATH or redis://HOST[:PORT]/DB. It is opened only by features that"
-        " need it (virtual keys, jobs); none of them is in this version.",
+        "Where state is kept that all workers share: sqlite:PATH or redis://HOST[:PORT]/DB, rediss:// for"
+        " TLS. Virtual keys that are not in this file, and all limits, need it.",
+    )
+    store_password: Secret | None = setting(
+        None, optional(values.secret), "The password of a Redis store, as env.NAME or file:PATH."
+    )
+    on_store_failure: str = setting(
+        "refuse",
+        text(_one_of(_STORE_FAILURES)),
+        "refuse or allow: what happens to requests that have a limit while the store cannot be asked."
+        " What is allowed then is counted when the store is back.",
     )
     admin_key: Secret | None = field(
         default=None,
         metadata=row(
             optional(values.secret),
-            "The credential for the /api/ routes, as env.NAME or file:PATH. Without it there are none;"
-            " none of them is in this version.",
+            "The credential for the /api/ routes, as env.NAME or file:PATH. Without it there are none.",
         ),
     )
     require_virtual_key: bool = setting(
         False, boolean, "true refuses every request without a valid virtual key with 401."
     )
+    allow_direct_keys: bool = setting(
+        False,
+        boolean,
+        "true: a client's own provider key is used instead of ours, at the default provider.",
+    )
+    prices: Prices | None = setting(
+        None,
+        optional(_price_list),
+        "The file of prices, without which there are no budgets. A relative path begins at this file.",
+    )
+    virtual_keys: Mapping[str, ConfiguredKey] = setting(
+        _NOTHING,
+        mapping(values.own_name, record(ConfiguredKey)),
+        "Virtual keys by name. Others can be kept in the store.",
+    )
+    teams: Mapping[str, Team] = setting(
+        _NOTHING, mapping(values.own_name, record(Team)), "Teams by name, which is also their id."
+    )
+    customers: Mapping[str, Customer] = setting(
+        _NOTHING, mapping(values.own_name, record(Customer)), "Customers by name, which is also their id."
+    )
+
+    def key_names(self) -> dict[str, list[str]]:
+        """The names of each provider's keys, those that could be read."""
+        return {
+            name: [key.name for key in provider.keys if key is not BROKEN and key.name is not BROKEN]
+            for name, provider in self.providers.items()
+            if provider is not BROKEN and provider.keys is not BROKEN
+        }
 
     @property
     def side_bytes(self) -> int:
@@ -206,6 +279,7 @@ def load(source: str, environ: Mapping[str, str], read: Callable[[str], str]) ->
     if config is not BROKEN and config.providers is not BROKEN:
         config = _with_defaults(document, config)
         _check_models(document, config)
+        _check_grants(document, config)
     if document.problems:
         raise ConfigError(document.problems)
     return config
@@ -273,6 +347,34 @@ def _check_models(document: Document, config: Config) -> None:
                 )
 
 
+def _check_grants(document: Document, config: Config) -> None:
+    """Virtual keys, teams and customers: whom they name, and what their limits need."""
+    keys_of = config.key_names()
+    groups: dict[str, Mapping[str, Any]] = {
+        "customers": config.customers,
+        "teams": config.teams,
+        "virtual_keys": config.virtual_keys,
+    }
+    held: dict[bytes, str] = {}
+    for place, group in groups.items():
+        for name, holds in {} if group is BROKEN else group.items():
+            path: Path = (place, name)
+            if holds is BROKEN:
+                continue
+            grants.check(document, path, holds, keys_of, priced=config.prices is not None)
+            for member, others in (("team_id", "teams"), ("customer_id", "customers")):
+                wanted, known = getattr(holds, member, None), groups[others]
+                if BROKEN not in (wanted, known) and wanted is not None and wanted not in known:
+                    document.problem((*path, member), values.dangling(member[:-3], wanted, known))
+            if config.store is None and grants.has_limits(holds):
+                document.problem(path, "has limits, and they need a store (store: sqlite:PATH)")
+            value = getattr(holds, "value", BROKEN)
+            if value is not BROKEN and value in held:
+                document.problem((*path, "value"), f'is the same as that of "{printable(held[value])}"')
+            elif value is not BROKEN:
+                held[value] = name
+
+
 def _is_usable(document: Document, config: Config, name: str) -> bool:
     """Whether a target of the provider can be used, as far as what is sound tells."""
     provider = config.providers[name]
@@ -283,4 +385,4 @@ def _is_usable(document: Document, config: Config, name: str) -> bool:
 
 
 def _dangling(name: str, config: Config) -> str:
-    return f'no provider is called "{printable(name)}"{nearest(name, config.providers)}'
+    return values.dangling("provider", name, config.providers)

@@ -25,6 +25,7 @@ Not here: how it is printed (`accesslog`) or counted (`metrics`).
 from __future__ import annotations
 
 import enum
+from typing import Protocol
 
 from .errors import ProxyError, Source
 from .plan import Target
@@ -42,6 +43,14 @@ class Phase(enum.Enum):
     DATA = "D"
 
 
+class Lease(Protocol):
+    """What a request of a virtual key has reserved, and what it is charged to."""
+
+    def begin_attempt(self, provider: str) -> None: ...
+
+    def charge(self) -> None: ...
+
+
 class Exchange:
     """All that is known of one request. Times are in seconds of the loop's clock."""
 
@@ -57,6 +66,13 @@ class Exchange:
     stream = False
     target: Target | None = None
     """Who serves, or tried last."""
+    virtual_key = ""
+    """The name of the virtual key; its value is nowhere here."""
+    key = ""
+    """The name of the provider key that was used last."""
+    lease: Lease | None = None
+    cost = 0
+    """In pico-dollars, once the exchange is over."""
     tried = 0
     """Attempts that were made; those skipped are not."""
     upstream_id = ""
@@ -84,6 +100,15 @@ class Exchange:
         self.usage = Usage()
         self.tokens: dict[str, int] = {}
         """What `usage` counted, once the exchange is over."""
+
+    def begin_attempt(self, target: Target) -> None:
+        """Another attempt; what an earlier one used up is charged, and no more is heard of it."""
+        self.target = target
+        if self.tried:
+            self.usage = Usage(on_sight=self.usage.on_sight)
+        self.tried += 1
+        if self.lease is not None:
+            self.lease.begin_attempt(target.provider.name)
 
     def finish(self, who: str, phase: Phase | None = None) -> None:
         """Set the ending, unless one is set."""

@@ -2,11 +2,11 @@
 
 ::
 
-    check -> route -> key -> intake.read (limited, scanned) -> plan
+    check -> route -> holder -> intake.read (limited, scanned) -> plan -> admit
           -> attempt.run [ body.splice -> Outgoing.head -> upstream.open ]*
           ---- commit point: nothing below is retried ----
           -> relay.copy
-    finally: metrics.observe, accesslog.log
+    finally: quota.settle, metrics.observe, accesslog.log
 
 Facts
   - aiohttp cancels this handler when downstream closes its connection, a half-close included. The
@@ -29,41 +29,30 @@ import secrets
 import time
 import traceback
 from collections.abc import Coroutine
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, cast
 
 from aiohttp import web
 
-from . import batches, errors, headers, incoming, keys, plan, relay, routes, sse
+from . import batches, errors, headers, incoming, plan, relay, routes, sse
 from .attempt import Runner, Served
 from .bodies import Bodies
 from .config import Config
 from .errors import ProxyError
 from .exchange import Exchange, Phase
+from .holders import Holders
 from .incoming import Intake, Original
+from .ledger import Ledger
+from .ports import Api, Log, Metrics
+from .quota import Quota
 from .reply import Reply
 from .routes import Kind, Route
 from .scanner import Scanner
 from .upstream import Upstream
 
+MAX_API_BYTES = 65536
+"""The largest body that the management takes."""
+
 logger = logging.getLogger(__name__)
-
-
-class Log(Protocol):
-    """Where a finished exchange is written."""
-
-    def log(self, exchange: Exchange) -> None: ...
-
-
-class Metrics(Protocol):
-    """Where a finished exchange is counted; `text` is what ``/metrics`` answers."""
-
-    content_type: str
-
-    def begin(self) -> None: ...
-
-    def observe(self, exchange: Exchange) -> None: ...
-
-    def text(self) -> bytes: ...
 
 
 class Rules(NamedTuple):
@@ -72,13 +61,22 @@ class Rules(NamedTuple):
     config: Config
     planner: plan.Planner
     runner: Runner
+    quota: Quota
 
 
 class Handler:
     """Handles requests. One per server."""
 
     def __init__(
-        self, config: Config, scanner: Scanner, upstream: Upstream, metrics: Metrics, log: Log
+        self,
+        config: Config,
+        scanner: Scanner,
+        upstream: Upstream,
+        metrics: Metrics,
+        log: Log,
+        holders: Holders,
+        ledger: Ledger | None,
+        api: Api,
     ) -> None:
         self._rng = random.Random(secrets.randbits(64))
         self._upstream = upstream
@@ -86,6 +84,9 @@ class Handler:
         self._intake = Intake(scanner, self._bodies)
         self._metrics = metrics
         self._log = log
+        self._holders = holders
+        self._ledger = ledger
+        self._api = api
         self._loop = asyncio.get_running_loop()
         self._open: dict[asyncio.Task[Any], tuple[Exchange, Reply]] = {}
         self._retired = False
@@ -93,7 +94,10 @@ class Handler:
 
     def use(self, config: Config) -> None:
         """Handle every new request by this config."""
-        self._rules = Rules(config, plan.Planner(config), Runner(config, self._upstream, self._rng))
+        runner = Runner(config, self._upstream, self._rng)
+        self._rules = Rules(config, plan.Planner(config), runner, Quota(config, self._ledger))
+        self._holders.use(config)
+        self._api.use(config)
         self._bodies.limit = config.max_buffered_bytes
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -133,7 +137,7 @@ class Handler:
             reply.stop()
             if exchange.held:
                 self._bodies.let_go(exchange)
-            self._end(exchange)
+            self._end(exchange, rules)
         return cast(web.StreamResponse, reply)
 
     def refuse(self, request: web.BaseRequest, error: ProxyError) -> web.StreamResponse:
@@ -144,7 +148,7 @@ class Handler:
         try:
             _refuse(reply, exchange, error)
         finally:
-            self._end(exchange)
+            self._end(exchange, self._rules)
         return cast(web.StreamResponse, reply)
 
     def _begin(self, method: str, path: str) -> Exchange:
@@ -157,15 +161,19 @@ class Handler:
             at=time.time(),
         )
 
-    def _end(self, exchange: Exchange) -> None:
+    def _end(self, exchange: Exchange, rules: Rules) -> None:
         exchange.ended = self._loop.time()
-        exchange.tokens = exchange.usage.counts()
+        rules.quota.settle(exchange)
         self._metrics.observe(exchange)
         self._log.log(exchange)
 
     def buffered(self) -> int:
         """Bytes of bodies that are held, all requests together."""
         return self._bodies.bytes
+
+    def keys_out(self) -> list[tuple[str, str]]:
+        """Provider and name of the provider keys that are out."""
+        return self._rules.runner.cooling.out()
 
     def retire(self) -> None:
         """Let every connection end with the next reply that can say so; ``/health`` says so too."""
@@ -197,12 +205,22 @@ class Handler:
             self._answer(route, reply)
             return
         outgoing = headers.Outgoing(request.raw_headers)
-        keys.authenticate(config, outgoing)
+        if route.kind is Kind.API:
+            await self._manage(request, config, outgoing, exchange, reply)
+            return
+        holder = await self._holders.authenticate(outgoing)
+        exchange.virtual_key = holder.name if holder is not None else ""
 
         exchange.phase = Phase.READ
         original = await self._intake.read(request, route, outgoing, exchange, config)
         exchange.phase = Phase.PLAN
         chosen = rules.planner.plan(original.wire_format, original.scan, plain=original.plain)
+        if outgoing.key_name is not None:
+            chosen = plan.pinned(chosen, outgoing.key_name.decode("latin-1"))
+        if holder is not None:
+            chosen = await rules.quota.admit(holder, chosen, route, exchange)
+            # In a compressed answer no usage can be seen.
+            original.identity = original.identity or holder.metered
         exchange.attempts.extend(chosen.skipped)
 
         running = rules.runner.run(original, chosen, exchange)
@@ -271,8 +289,23 @@ class Handler:
         hold = functools.partial(self._bodies.hold, exchange)
         await batches.relay(served, head, reply, request, config, route.prefix, hold)
 
+    async def _manage(
+        self,
+        request: web.BaseRequest,
+        config: Config,
+        outgoing: headers.Outgoing,
+        exchange: Exchange,
+        reply: Reply,
+    ) -> None:
+        """The routes of the management."""
+        if config.admin_key is None:
+            raise routes.nothing()
+        body = functools.partial(self._intake.held, request, exchange, config, MAX_API_BYTES)
+        answer = await self._api.answer(request.method, request.raw_path, request.raw_headers, outgoing, body)
+        reply.whole(answer.status, headers.Head((_JSON, *answer.fields)), answer.body)
+
     def _answer(self, route: Route, reply: Reply) -> None:
-        """The proxy's own routes."""
+        """The proxy's own routes without a body."""
         if route.kind is Kind.METRICS:
             content_type = self._metrics.content_type.encode()
             reply.whole(200, headers.Head([(b"Content-Type", content_type)]), self._metrics.text())

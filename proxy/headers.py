@@ -50,6 +50,8 @@ _CONTROL_PREFIX = b"x-bf-"
 
 VIRTUAL_KEY = b"x-bf-vk"
 
+KEY_NAME = b"x-bf-api-key"
+
 _WRITTEN_BY_US = frozenset((b"host", b"content-length", b"expect"))
 
 _SERVED_BY = (
@@ -75,10 +77,10 @@ _MEMO_LINES = 256
 """Other things that are remembered: the last of each, and short ones only."""
 
 
-_PASSES, _ENCODING, _CREDENTIAL, _STAYS, _CONNECTION, _VIRTUAL_KEY = range(6)
+_PASSES, _ENCODING, _CREDENTIAL, _STAYS, _CONNECTION, _VIRTUAL_KEY, _KEY_NAME = range(7)
 """What happens to a request's field because of its name. Numbers: they are compared once per field."""
 
-_LENGTH, _DATE, _CONTENT_TYPE, _REQUEST_ID = range(6, 10)
+_LENGTH, _DATE, _CONTENT_TYPE, _REQUEST_ID = range(7, 11)
 """The same for an answer's field, which may also pass, stay, or be a ``Connection``."""
 
 _TO_UPSTREAM = {
@@ -90,7 +92,7 @@ _TO_UPSTREAM = {
 }
 """By whether the client's credentials and its ``Accept-Encoding`` pass: the fates that go upstream."""
 
-_LOOKED_AT = frozenset((_CREDENTIAL, _CONNECTION, _VIRTUAL_KEY))
+_LOOKED_AT = frozenset((_CREDENTIAL, _CONNECTION, _VIRTUAL_KEY, _KEY_NAME))
 
 _TO_CLIENT = frozenset((_PASSES, _LENGTH, _DATE, _CONTENT_TYPE, _REQUEST_ID))
 
@@ -115,6 +117,8 @@ def _out(key: bytes) -> int:
         return _CONNECTION
     if name == VIRTUAL_KEY:
         return _VIRTUAL_KEY
+    if name == KEY_NAME:
+        return _KEY_NAME
     if name in CREDENTIALS:
         return _CREDENTIAL
     if name == b"accept-encoding":
@@ -159,21 +163,35 @@ def credential(wire_format: str, key: str) -> tuple[bytes, bytes]:
 class Outgoing:
     """A request's fields, sorted once; each attempt writes its head from them."""
 
-    __slots__ = ("_fates", "_fields", "_named", "virtual_key")
+    __slots__ = ("_fates", "_fields", "_named", "has_credential", "key_name", "virtual_keys")
 
     def __init__(self, fields: Fields) -> None:
         self._fields = fields
-        self._fates = fates = tuple(map(_out, map(_NAME, fields)))
+        self._fates: Sequence[int] = tuple(map(_out, map(_NAME, fields)))
         self._named: frozenset[bytes] = frozenset()
-        self.virtual_key: bytes | None = None
-        """The virtual key that the request carries, wherever clients put one."""
-        for (_, value), fate in compress(
-            zip(fields, fates, strict=True), map(_LOOKED_AT.__contains__, fates)
-        ):
+        self.virtual_keys: frozenset[bytes] = frozenset()
+        """The virtual keys that the request carries, wherever clients put one; one key twice is one."""
+        self.has_credential = False
+        """Whether it carries a credential that is no virtual key."""
+        self.key_name: bytes | None = None
+        """The name of the provider key that the request asks for."""
+        looked_at = map(_LOOKED_AT.__contains__, self._fates)
+        for (_, value), fate in compress(zip(fields, self._fates, strict=True), looked_at):
             if fate == _CONNECTION:
                 self._named |= _hop_by_hop(value)
+            elif fate == _KEY_NAME:
+                self.key_name = value
             elif fate == _VIRTUAL_KEY or VIRTUAL_KEY_PREFIX in value:
-                self.virtual_key = value
+                before, prefix, rest = value.partition(VIRTUAL_KEY_PREFIX)
+                self.virtual_keys |= {(prefix + rest or before).strip(b" \t\"'")}
+            else:
+                self.has_credential = True
+        if self.virtual_keys:
+            # In a field of any name it would be the same secret.
+            self._fates = list(self._fates)
+            for place, (_, value) in enumerate(fields):
+                if VIRTUAL_KEY_PREFIX in value:
+                    self._fates[place] = _STAYS
 
     def head(
         self,

@@ -48,6 +48,8 @@ HELD_SHARE = 1 / 64
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 """RFC 9110 section 7.2, and no name that is not one of DNS or an address."""
 
+_VIRTUAL_KEY = re.compile("(s|%73)(k|%6b)(-|%2d)(b|%62)(f|%66)(-|%2d)", re.IGNORECASE)
+
 _MOST_DIGITS = 19
 """A length with more digits is more than any reader's integers hold."""
 
@@ -70,15 +72,13 @@ class Original:
 
     def __init__(self, request: web.BaseRequest, route: Route, outgoing: headers.Outgoing) -> None:
         fields = request.headers
-        declared = fields.get(hdrs.CONTENT_LENGTH)
         self.method = request.method
         self.wire_format = route.wire_format
         self.path = route.path
         self.outgoing = outgoing
         self.identity = route.kind is Kind.BATCH or "text/event-stream" in fields.get(hdrs.ACCEPT, "")
         """Whether the answer must come uncompressed."""
-        # Python reads no more than 4300 digits, and leading zeros are digits.
-        self.length = int(declared[-_MOST_DIGITS:]) if declared is not None else None
+        self.length = _length(request)
         """The declared length of the body, in bytes."""
         self.body: bytes | None = None
         self.scan: Scan | None = None
@@ -91,6 +91,9 @@ class Original:
 def check(request: web.BaseRequest) -> None:
     """Refuse what is not a plain HTTP/1.1 or 1.0 request. Raises `ProxyError` 400, 417, 501, 505."""
     fields = request.headers
+    if _VIRTUAL_KEY.search(request.raw_path):
+        # It would go upstream, and into the logs of whoever stands in front of us.
+        raise _bad(400, "A virtual key belongs in a header field, not in the request target.")
     if request.version not in ((1, 0), (1, 1)):
         raise _bad(505, "Only HTTP/1.1 and HTTP/1.0 are spoken here.")
     if not _HOST.fullmatch(fields.get(hdrs.HOST, "")):
@@ -134,7 +137,7 @@ class Intake:
             raise _bad(505, "Over a unix socket only HTTP/1.1 is spoken; in nginx: proxy_http_version 1.1.")
         original = Original(request, route, outgoing)
         if route.kind is Kind.MODEL:
-            original.body = body = await self._held(request, exchange, config, original.length or 0)
+            original.body = body = await self.held(request, exchange, config, config.max_body_bytes)
             exchange.phase = Phase.PLAN
             plain = body
             if hdrs.CONTENT_ENCODING in request.headers:
@@ -154,8 +157,9 @@ class Intake:
             original.upload = _upload(request, exchange, config)
         return original
 
-    async def _held(self, request: web.BaseRequest, exchange: Exchange, config: Config, length: int) -> bytes:
-        limit = config.max_body_bytes
+    async def held(self, request: web.BaseRequest, exchange: Exchange, config: Config, limit: int) -> bytes:
+        """The body, whole. Raises `ProxyError` 400, 408, 413, 503."""
+        length = _length(request) or 0
         if length > limit:
             raise _too_large(limit)
         content = request.content
@@ -232,6 +236,13 @@ class _Arrival:
             self._came, self._left = 0, self._patience
             self._step = max(STEP_BYTES, self._share * self._exchange.bytes_in)
         return part
+
+
+def _length(request: web.BaseRequest) -> int | None:
+    """The declared length of the body, in bytes."""
+    declared = request.headers.get(hdrs.CONTENT_LENGTH)
+    # Python reads no more than 4300 digits, and leading zeros are digits.
+    return int(declared[-_MOST_DIGITS:]) if declared is not None else None
 
 
 async def _continue(request: web.BaseRequest) -> None:

@@ -8,7 +8,8 @@ Facts
 
 Rules
   1. Every label has a closed or capped set of values: routes, known methods, statuses, configured
-     providers, and at most `MAX_MODELS` model names that upstream has answered for.
+     providers and their keys, the first `MAX_NAMES` names of virtual keys, and at most `MAX_MODELS` model
+     names that upstream has answered for.
   2. The tables belong to their server; nothing is global.
 
 Not here: what is logged per request (`accesslog`).
@@ -33,8 +34,11 @@ from prometheus_client.registry import Collector
 
 from .config import Config
 from .exchange import Exchange
+from .limits import PICO
 
 MAX_MODELS = 100
+
+MAX_NAMES = 1000
 
 STATUSES = frozenset((0, 529, *http.HTTPStatus))
 
@@ -45,6 +49,7 @@ _BYTES = (1e3, 1e4, 1e5, 1e6, 1e7, 1e8)
 _TRIES = (0.0, 1.0, 2.0, 3.0, 5.0, 10.0)
 _HTTP = ("path", "method", "status")
 _MODEL = ("provider", "model", "method", "fallback_index")
+_PAID = (*_MODEL, "selected_key_name", "virtual_key_name")
 
 
 class _Histogram:
@@ -84,20 +89,29 @@ class _Requests:
         self.bytes_out = _Histogram(_BYTES)
 
 
-class _Served:
-    """What is counted for one provider, model, route and place in the plan."""
+class _Times:
+    """What is measured for one provider, model, route and place in the plan."""
 
-    __slots__ = ("count", "errors", "first", "input", "latency", "output", "retries", "success")
+    __slots__ = ("first", "latency", "retries")
+
+    def __init__(self) -> None:
+        self.latency = {"true": _Histogram(_SECONDS), "false": _Histogram(_SECONDS)}
+        self.first = _Histogram(_SECONDS)
+        self.retries = _Histogram(_TRIES)
+
+
+class _Counts:
+    """What is counted for the same, and for one provider key and one virtual key."""
+
+    __slots__ = ("cost", "count", "errors", "input", "output", "success")
 
     def __init__(self) -> None:
         self.count = 0
         self.success = 0
         self.errors: dict[str, int] = defaultdict(int)
-        self.latency = {"true": _Histogram(_SECONDS), "false": _Histogram(_SECONDS)}
-        self.first = _Histogram(_SECONDS)
-        self.retries = _Histogram(_TRIES)
         self.input = 0
         self.output = 0
+        self.cost = 0
 
 
 class Metrics(Collector):
@@ -113,7 +127,11 @@ class Metrics(Collector):
         self._pings = 0
         self._endings: dict[str, int] = defaultdict(int)
         self._requests: dict[tuple[str, ...], _Requests] = defaultdict(_Requests)
-        self._served: dict[tuple[str, ...], _Served] = defaultdict(_Served)
+        self._times: dict[tuple[str, ...], _Times] = defaultdict(_Times)
+        self._counts: dict[tuple[str, ...], _Counts] = defaultdict(_Counts)
+        self._names: set[str] = {""}
+        self._keys: set[tuple[str, str]] = set()
+        self._keys_out: Callable[[], list[tuple[str, str]]] = list
         self._registry = CollectorRegistry()
         self._registry.register(self)
         self.use(config)
@@ -123,6 +141,11 @@ class Metrics(Collector):
         self._configured = {
             target.partition("/")[2] for targets in config.models.values() for target in targets
         }
+        self._keys = {(name, key) for name, keys in config.key_names().items() for key in keys}
+
+    def watch_keys(self, out: Callable[[], list[tuple[str, str]]]) -> None:
+        """Show as down what `out` returns: provider and name of the keys that are out."""
+        self._keys_out = out
 
     def gauge(self, name: str, documentation: str, read: Callable[[], float]) -> None:
         """Show what `read` returns when the metrics are asked for."""
@@ -153,21 +176,23 @@ class Metrics(Collector):
         if target is None:
             return
         good = 200 <= exchange.status < 400 and exchange.ending == "--"
-        served = self._served[target.provider.name, self._model(target.model, good), path, str(target.index)]
-        served.count += 1
+        labels = (target.provider.name, self._model(target.model, good), path, str(target.index))
+        times = self._times[labels]
+        counts = self._counts[(*labels, exchange.key, self._name(exchange.virtual_key))]
+        counts.count += 1
         if good:
-            served.success += 1
+            counts.success += 1
         else:
             left = exchange.ending[:1] in ("D", "d")
-            served.errors["499" if left else status] += 1
+            counts.errors["499" if left else status] += 1
         if exchange.head_at:
-            served.latency["true" if good else "false"].observe(exchange.head_at - exchange.started)
+            times.latency["true" if good else "false"].observe(exchange.head_at - exchange.started)
         if exchange.stream and exchange.first_at:
-            served.first.observe(exchange.first_at - exchange.started)
-        served.retries.observe(exchange.tried - 1)
-        counts = exchange.tokens
-        served.input += counts.get("input_tokens", 0)
-        served.output += counts.get("output_tokens", 0)
+            times.first.observe(exchange.first_at - exchange.started)
+        times.retries.observe(exchange.tried - 1)
+        counts.input += exchange.tokens.get("input_tokens", 0)
+        counts.output += exchange.tokens.get("output_tokens", 0)
+        counts.cost += exchange.cost
 
     def text(self) -> bytes:
         """All series, in the exposition format of `content_type`."""
@@ -185,6 +210,13 @@ class Metrics(Collector):
         for outcome, count in self._reloads.items():
             reloads.add_metric([outcome], count)
         yield reloads
+        up = GaugeMetricFamily(
+            "bifrost_provider_key_up", "0: the key was refused, and is out.", labels=["provider", "key_name"]
+        )
+        out = self._keys_out()
+        for provider, key in sorted(self._keys):
+            up.add_metric([provider, key], float((provider, key) not in out))
+        yield up
         for name, documentation, read in self._gauges:
             yield GaugeMetricFamily(name, documentation, value=read())
         yield from self._collect_requests()
@@ -206,13 +238,13 @@ class Metrics(Collector):
 
     def _collect_served(self) -> Iterator[Metric]:
         count = CounterMetricFamily(
-            "bifrost_upstream_requests", "Requests that were tried at a provider.", labels=_MODEL
+            "bifrost_upstream_requests", "Requests that were tried at a provider.", labels=_PAID
         )
         success = CounterMetricFamily(
-            "bifrost_success_requests", "Of these, answered below 400.", labels=_MODEL
+            "bifrost_success_requests", "Of these, answered below 400.", labels=_PAID
         )
         errors = CounterMetricFamily(
-            "bifrost_error_requests", "Of these, failed.", labels=(*_MODEL, "status_code")
+            "bifrost_error_requests", "Of these, failed.", labels=(*_PAID, "status_code")
         )
         latency = HistogramMetricFamily(
             "bifrost_upstream_latency_seconds",
@@ -225,22 +257,31 @@ class Metrics(Collector):
         retries = HistogramMetricFamily(
             "bifrost_request_retries", "Attempts beyond the first.", labels=_MODEL
         )
-        tokens_in = CounterMetricFamily("bifrost_input_tokens", "Input tokens seen passing.", labels=_MODEL)
-        tokens_out = CounterMetricFamily(
-            "bifrost_output_tokens", "Output tokens seen passing.", labels=_MODEL
-        )
-        for labels, served in self._served.items():
-            count.add_metric(labels, served.count)
-            success.add_metric(labels, served.success)
-            for status, failed in served.errors.items():
-                errors.add_metric((*labels, status), failed)
-            for is_success, histogram in served.latency.items():
+        tokens_in = CounterMetricFamily("bifrost_input_tokens", "Input tokens seen passing.", labels=_PAID)
+        tokens_out = CounterMetricFamily("bifrost_output_tokens", "Output tokens seen passing.", labels=_PAID)
+        cost = CounterMetricFamily("bifrost_cost", "US dollars, by the price list.", labels=_PAID)
+        for labels, times in self._times.items():
+            for is_success, histogram in times.latency.items():
                 histogram.write(latency, (*labels, is_success))
-            served.first.write(first, labels)
-            served.retries.write(retries, labels)
-            tokens_in.add_metric(labels, served.input)
-            tokens_out.add_metric(labels, served.output)
-        yield from (count, success, errors, latency, first, retries, tokens_in, tokens_out)
+            times.first.write(first, labels)
+            times.retries.write(retries, labels)
+        for labels, counts in self._counts.items():
+            count.add_metric(labels, counts.count)
+            success.add_metric(labels, counts.success)
+            for status, failed in counts.errors.items():
+                errors.add_metric((*labels, status), failed)
+            tokens_in.add_metric(labels, counts.input)
+            tokens_out.add_metric(labels, counts.output)
+            cost.add_metric(labels, counts.cost / PICO)
+        yield from (count, success, errors, latency, first, retries, tokens_in, tokens_out, cost)
+
+    def _name(self, name: str) -> str:
+        """The name of a virtual key as a label."""
+        if name not in self._names:
+            if len(self._names) >= MAX_NAMES:
+                return "other"
+            self._names.add(name)
+        return name
 
     def _model(self, model: str, good: bool) -> str:
         """`model` as a label: a name joins the set when upstream has answered for it, while there is room."""

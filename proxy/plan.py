@@ -17,9 +17,10 @@ Not here: when the next target is tried. `attempt` decides.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import NamedTuple
@@ -48,6 +49,8 @@ class Target:
     keys: tuple[Key, ...]
     """The provider's keys that allow the model; empty when it has none."""
     is_default: bool
+    direct: bool = False
+    """Whether the client's own key may be used instead of ours."""
 
     @property
     def name(self) -> str:
@@ -59,6 +62,18 @@ class Plan(NamedTuple):
 
     targets: tuple[Target, ...]
     skipped: tuple[tuple[str, str], ...]
+
+    def narrowed(self, judge: Callable[[Target], Target | str]) -> Plan:
+        """The plan with what `judge` makes of each target; one for which it has a reason is passed over.
+
+        Its targets may be none.
+        """
+        judged = [(target, judge(target)) for target in self.targets]
+        if all(result is target for target, result in judged):
+            return self
+        targets = tuple(result for _, result in judged if isinstance(result, Target))
+        passed = tuple((target.name, result) for target, result in judged if isinstance(result, str))
+        return Plan(targets, self.skipped + passed)
 
 
 class Planner:
@@ -87,6 +102,19 @@ class Planner:
         return plan
 
 
+def pinned(plan: Plan, name: str) -> Plan:
+    """The plan with no other provider key than the one of this name. Raises `ProxyError` 400."""
+
+    def judge(target: Target) -> Target | str:
+        keys = tuple(key for key in target.keys if key.name == name)
+        return dataclasses.replace(target, keys=keys, direct=False) if keys else "no_such_key"
+
+    narrowed = plan.narrowed(judge)
+    if not narrowed.targets:
+        raise _bad(f"No provider key that may serve this request is called {name[:100]!r} (x-bf-api-key).")
+    return narrowed
+
+
 def build(config: Config, wire_format: str, model: str, fallbacks: tuple[str, ...]) -> Plan:
     """The plan for a model and the gateway's fallbacks. Raises `ProxyError` 400."""
     default = config.default_providers.get(wire_format)
@@ -99,7 +127,9 @@ def build(config: Config, wire_format: str, model: str, fallbacks: tuple[str, ..
     skipped = []
     for index, (provider, name) in enumerate(named):
         keys = tuple(key for key in provider.keys if not name or _allows(key, name))
-        target = Target(index, provider, name, keys, provider.name == default)
+        is_default = provider.name == default
+        direct = is_default and config.allow_direct_keys
+        target = Target(index, provider, name, keys, is_default, direct)
         reason = _unusable(target, wire_format)
         if reason:
             skipped.append((target.name, reason))

@@ -133,12 +133,17 @@ class Reply:
         now = self._clock()
         exchange = self._exchange
         exchange.first_at = exchange.first_at or now
-        exchange.usage.feed(data)
         if self._pulse is not None:
             self._pulse.passed(data, now)
 
     def pass_on(self, data: bytes) -> None:
-        """`push` for bytes of upstream's answer."""
+        """`push` for bytes of upstream's answer that waited."""
+        self.note(data)
+        self.push(data)
+
+    def take(self, data: bytes) -> None:
+        """`push` for bytes of upstream's answer that arrive in this moment."""
+        self._exchange.usage.feed(data)
         self.note(data)
         self.push(data)
 

@@ -39,6 +39,8 @@ class Kind(enum.Enum):
     PROBE = "probe"
     HEALTH = "health"
     METRICS = "metrics"
+    API = "api"
+    """The management of virtual keys; there only where the config has an admin key."""
 
 
 class Route(NamedTuple):
@@ -104,13 +106,20 @@ def _match(method: str, target: bytes, anthropic_version: bool) -> Route:
     path = _checked(target)
     if method == "HEAD" and (path == b"/" or path.endswith(b"/api/hello")):
         return Route(Kind.PROBE, "anthropic", b"", target, "probe")
+    if target.startswith(b"/api/governance/"):
+        return Route(Kind.API, "anthropic", b"", target, "/api/*")
     for prefix, wire_format in PREFIXES.items():
         if path.startswith(prefix + b"/"):
             return _below(method, wire_format, prefix, target, path[len(prefix) :])
     bare = path in (b"/v1/messages", b"/v1/complete") or path.startswith(b"/v1/messages/")
     if bare or (anthropic_version and path.startswith(b"/v1/")):
         return _below(method, "anthropic", b"", target, path)
-    raise ProxyError(
+    raise nothing()
+
+
+def nothing() -> ProxyError:
+    """What a path is answered at which nothing is."""
+    return ProxyError(
         404,
         "Nothing is served at this path. Use /anthropic/v1/..., or a bare /v1/... path with an "
         "anthropic-version header.",

@@ -182,12 +182,22 @@ def from_json(text: str) -> yaml.Node:
     Raises `ConfigError` on a syntax error, and on a document too deep or too large.
     """
     try:
-        value = json.loads(text, parse_int=_Number, parse_float=_Number, object_pairs_hook=_Members)
+        value = json.loads(
+            text,
+            parse_int=_Number,
+            parse_float=_Number,
+            parse_constant=_no_constant,
+            object_pairs_hook=_Members,
+        )
     except (ValueError, RecursionError):
         raise _fatal(0, "not valid JSON") from None
     root = _node(value, 0)
     _check_size(root)
     return root
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(name)
 
 
 class _Number(str):

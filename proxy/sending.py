@@ -40,6 +40,8 @@ class Request(NamedTuple):
     """Bytes of the answer's body that wait before reading from upstream pauses."""
     fresh: bool
     """Take no pooled connection: what is sent once cannot be sent again."""
+    hear: Callable[[bytes], None]
+    """Told of the bytes of the answer's body as they arrive, until they are poured: then the sink is."""
 
     def __repr__(self) -> str:
         # Without the head: it holds a key.

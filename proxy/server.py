@@ -19,22 +19,32 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import resource
 import socket
 import sys
 from collections.abc import Sequence
 from importlib import metadata
+from pathlib import Path
 
 from aiohttp import http_parser
 
 from .accesslog import AccessLog
 from .config import Config
 from .door import Downstream
+from .governance import Governance
 from .handle import Handler
+from .holders import Holders
+from .journal import Journal
+from .ledger import Ledger
 from .listener import Listener
 from .metrics import Metrics
+from .ports import Store
 from .scanner import Scanner
+from .store import open_store
 from .upstream import Upstream
+
+logger = logging.getLogger(__name__)
 
 AIOHTTP_FLOOR = (3, 14, 5)
 
@@ -51,8 +61,19 @@ RESERVED_DESCRIPTORS = 64
 class Server:
     """One worker: listens where the config says and serves until `stop`."""
 
-    def __init__(self, config: Config, *, log: AccessLog, sockets: Sequence[socket.socket] = ()) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        log: AccessLog,
+        sockets: Sequence[socket.socket] = (),
+        state: Path | None = None,
+    ) -> None:
+        """`state` is a directory for what this machine alone must remember when the store is elsewhere."""
         self._config = config
+        self._state_directory = state
+        self._store: Store | None = None
+        self._ledger: Ledger | None = None
         self._sockets = sockets
         self._log = log
         self._scanner = Scanner()
@@ -91,8 +112,29 @@ class Server:
         _check_aiohttp()
         config = self._config
         self._upstream = Upstream()
-        self._metrics = Metrics(config)
-        self._handler = Handler(config, self._scanner, self._upstream, self._metrics, self._log)
+        self._metrics = metrics = Metrics(config)
+        if config.store is not None:
+            password = config.store_password.reveal() if config.store_password is not None else None
+            self._store = open_store(config.store, password)
+            self._ledger = Ledger(self._store, Journal(self._journal_directory(config.store)))
+            self._ledger.start()
+            metrics.gauge(
+                "verbatim_unsettled_counters",
+                "Counters with charges that the store has not taken yet.",
+                lambda: self._ledger.waiting if self._ledger is not None else 0,
+            )
+        holders = Holders(self._store)
+        self._handler = Handler(
+            config,
+            self._scanner,
+            self._upstream,
+            metrics,
+            self._log,
+            holders,
+            self._ledger,
+            Governance(self._store, holders),
+        )
+        metrics.watch_keys(self._handler.keys_out)
         self._listener = Listener(_connection_limit())
         self._metrics.gauge(
             "verbatim_connections", "Downstream connections that are open.", lambda: self.connections
@@ -140,12 +182,23 @@ class Server:
             await self._downstream.shutdown(CLOSE_SECONDS)
         if self._upstream is not None:
             await self._upstream.close()
+        if self._ledger is not None:
+            await self._ledger.close()
+        if self._store is not None:
+            await self._store.close()
         self._scanner.close()
         await self._log.close()
 
     def hurry(self) -> None:
         """Let `stop` wait for nobody any more."""
         self._hurried.set()
+
+    def _journal_directory(self, store: str) -> Path | None:
+        if store.startswith("sqlite:"):
+            return Path(store.removeprefix("sqlite:")).absolute().parent
+        if self._state_directory is None:
+            logger.warning("no STATE_DIRECTORY: a killed worker forgets what Redis has not taken yet")
+        return self._state_directory
 
     async def _drain(self, all_left: asyncio.Event, downstream: Downstream) -> None:
         """Wait until every connection has ended, for ``drain_timeout``; close those that stay idle."""

@@ -155,7 +155,8 @@ def _entries(document: Document, node: yaml.MappingNode, path: Path) -> Iterator
         elif wrong := _not_text(key):
             document.problem(path, f"a key here: {wrong}", line)
         elif key.value in first:
-            document.problem((*path, key.value), f"repeated key, first in line {first[key.value]}", line)
+            where = f", first in line {first[key.value]}" if line else ""
+            document.problem((*path, key.value), f"repeated key{where}", line)
         else:
             first[key.value] = line
             yield key.value, line, value

@@ -14,14 +14,17 @@ Not here: which keys there are (`config`).
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from datetime import datetime
 from typing import Any
 
 import yaml
 
-from .schema import Document, Path, nearest, printable
+from .limits import MOST, PICO
+from .schema import BROKEN, Document, Path, nearest, printable
 from .shapes import text
 
 WIRE_FORMATS = ("anthropic", "openai", "genai", "cohere", "bedrock")
@@ -82,7 +85,10 @@ def _at(pattern: str, wanted: str, *, lowest: int = 1) -> Callable[[str], str]:
 
 _URL = "http:// or https:// and HOST[:PORT]"
 _tcp = _at("AT", "HOST:PORT, [IPv6]:PORT or unix:/PATH, with a HOST and a PORT from 0 to 65535", lowest=0)
-_redis = _at("redis://AT?/[0-9]+", "redis://HOST[:PORT]/DB, without user or password, DB a number")
+_redis = _at(
+    "rediss?://AT?/[0-9]+",
+    "redis://HOST[:PORT]/DB or rediss:// for TLS, DB a number; the password has a setting of its own",
+)
 origin = _at("https?://AT?/?", f"{_URL}, without path, user, query or fragment")
 base_url = _at(r'https?://AT?(/[!"$->@-~]*)?', f"{_URL}[/PATH], without user, query, fragment or spaces")
 
@@ -97,11 +103,72 @@ def address(value: str) -> str:
 
 
 def store(value: str) -> str:
-    if value.startswith("redis:"):
+    if value.startswith(("redis:", "rediss:")):
         return _redis(value)
     if not re.fullmatch("sqlite:(?!//).+", value):
         raise ValueError("wanted sqlite:PATH or redis://HOST[:PORT]/DB")
     return value
+
+
+def dangling(kind: str, name: str, known: Iterable[str]) -> str:
+    """The message about a name that names nothing."""
+    return f'no {kind} is called "{printable(name)}"{nearest(name, known)}'
+
+
+def dollars(document: Document, node: yaml.Node, path: Path) -> Any:
+    """An amount of US dollars above 0 and up to a million, in pico-dollars: exact, so no float."""
+    text = node.value if isinstance(node, yaml.ScalarNode) and node.style is None else ""
+    if not re.fullmatch("(0|[1-9][0-9]{0,6})([.][0-9]{1,12})?", text):
+        return document.problem(
+            path, "wanted dollars in plain decimal digits, at most 12 of them after the point"
+        )
+    whole, _, fraction = text.partition(".")
+    pico = int(whole) * PICO + int(fraction.ljust(12, "0"))
+    if not 0 < pico <= MOST:
+        return document.problem(path, "wanted dollars above 0 and up to 1000000; this is out of range")
+    return pico
+
+
+LAST_SECOND = 253402300799
+"""The end of the year 9999 in UTC, beyond which no time can be written."""
+
+
+def own_name(value: str) -> str:
+    """The name of a virtual key, a team or a customer, which is also its id."""
+    if "/" in value or not value.isprintable() or len(value) > 200:
+        raise ValueError("a name here has no '/' and at most 200 characters, all of them printable")
+    return value
+
+
+def instant(document: Document, node: yaml.Node, path: Path) -> Any:
+    """A point in time with its offset from UTC (RFC 3339), as whole seconds since the epoch."""
+    text = node.value if isinstance(node, yaml.ScalarNode) else ""
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        at = None
+    if at is None or at.tzinfo is None:
+        return document.problem(path, "wanted a time with its offset, such as 2027-01-31T00:00:00Z")
+    second = int(at.timestamp())
+    if not 0 <= second <= LAST_SECOND:
+        return document.problem(path, "wanted a time from 1970 to 9999, in UTC")
+    return second
+
+
+def digest(value: bytes) -> bytes:
+    """What is kept of a virtual key: it is random and long, so its plain SHA-256 leads nobody back to it."""
+    return hashlib.sha256(value).digest()
+
+
+def key_digest(document: Document, node: yaml.Node, path: Path) -> Any:
+    """The SHA-256 of a virtual key, from the key as a secret or from ``sha256:HEX``."""
+    text = node.value if isinstance(node, yaml.ScalarNode) else ""
+    if re.fullmatch("sha256:[0-9a-fA-F]{64}", text):
+        return bytes.fromhex(text.removeprefix("sha256:"))
+    if text.startswith("sha256:"):
+        return document.problem(path, "wanted sha256: and 64 hexadecimal digits")
+    held = secret(document, node, path)
+    return held if held is BROKEN else digest(held.reveal().encode("latin-1"))
 
 
 def provider_name(value: str) -> str:

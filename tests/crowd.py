@@ -292,6 +292,8 @@ class Call(asyncio.Protocol):
         self.sent = 0
         """Bytes that were given to the kernel, or are about to be."""
         self.closed_at = 0.0
+        self.was_reset = False
+        """Whether the other end went without having read everything."""
         self._received = bytearray()
         self._body: Body | None = None
         self._writable = asyncio.Event()
@@ -301,8 +303,9 @@ class Call(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
-        # The kernel is the only buffer: what `send` has sent has left this process.
+        # The kernel is the only buffer, and it holds nothing back: what `send` has sent is at the other end.
         transport.set_write_buffer_limits(high=0)
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.provider.calls.add(self)
 
     def data_received(self, data: bytes) -> None:
@@ -352,6 +355,7 @@ class Call(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed_at = clock()
+        self.was_reset = exc is not None
         self._writable.set()
         self.provider.calls.discard(self)
         if self._task is not None:

@@ -50,6 +50,9 @@ FIELDS = [
     "total_ms",
     "pings",
     "usage",
+    "cost",
+    "virtual_key",
+    "key",
     "upstream_request_id",
 ]
 

@@ -307,7 +307,9 @@ ONE: dict[str, Row] = {
     "store without a path": root("store: 'sqlite:'", "store", "wanted sqlite:PATH"),
     "store as a URL": root("store: sqlite:///a.db", "store", "wanted sqlite:PATH"),
     "redis without a database": root("store: redis://h", "store", "wanted redis://HOST[:PORT]/DB"),
-    "redis with a password": root(f"store: redis://:{LITERAL}@h/0", "store", "without user or password"),
+    "redis with a password": root(
+        f"store: redis://:{LITERAL}@h/0", "store", "the password has a setting of its own"
+    ),
     # Secrets.
     "literal key": of_key(f"{{name: a, value: {LITERAL}}}", "value", REFERENCE),
     "literal admin key": root(f"admin_key: {LITERAL}", "admin_key", REFERENCE),

@@ -13,9 +13,20 @@ import yaml
 
 from proxy import config
 from proxy.config import Config, Key, NetworkConfig, Provider
+from proxy.grants import Budget, ConfiguredKey, Customer, ProviderConfig, RateLimit, Team
 
-SHIPPED = sorted((Path(__file__).parent.parent / "conf").glob("*.yaml"))
-FIELDS = [(cls, field) for cls in (Config, Provider, Key, NetworkConfig) for field in dataclasses.fields(cls)]
+CONF = Path(__file__).parent.parent / "conf"
+SHIPPED = sorted(set(CONF.glob("*.yaml")) - {CONF / "prices.yaml"})
+CLASSES = (
+    *(Config, Provider, Key, NetworkConfig),
+    *(ConfiguredKey, ProviderConfig, Team, Customer, Budget, RateLimit),
+)
+FIELDS = [(cls, field) for cls in CLASSES for field in dataclasses.fields(cls)]
+NAMED = {"providers": Provider, "virtual_keys": ConfiguredKey, "teams": Team, "customers": Customer}
+"""By key: what stands there under names of its own."""
+
+LISTED = {"keys": Key, "provider_configs": ProviderConfig, "budgets": Budget}
+INSIDE = {"network_config": NetworkConfig, "rate_limit": RateLimit}
 BY_NAME = pytest.mark.parametrize(
     ("cls", "field"), FIELDS, ids=[f"{cls.__name__}.{field.name}" for cls, field in FIELDS]
 )
@@ -35,15 +46,15 @@ def keys(cls: type, node: Any) -> Iterator[tuple[type, str, int]]:
     """Each key below `node`, with the class that it is a field of and its line, counted from 0."""
     for key, value in node.value:
         yield cls, key.value, key.start_mark.line
-        if (cls, key.value) == (Config, "providers"):
-            for name, provider in value.value:
-                yield Provider, "name", name.start_mark.line
-                yield from keys(Provider, provider)
-        elif (cls, key.value) == (Provider, "keys"):
+        if cls is Config and key.value in NAMED:
+            for name, inner in value.value:
+                yield NAMED[key.value], "name", name.start_mark.line
+                yield from keys(NAMED[key.value], inner)
+        elif key.value in LISTED:
             for item in value.value:
-                yield from keys(Key, item)
-        elif (cls, key.value) == (Provider, "network_config"):
-            yield from keys(NetworkConfig, value)
+                yield from keys(LISTED[key.value], item)
+        elif key.value in INSIDE and isinstance(value, yaml.MappingNode):
+            yield from keys(INSIDE[key.value], value)
 
 
 def comments(path: Path) -> Iterator[Comment]:
@@ -80,6 +91,7 @@ def load(text: str) -> Config:
     """Load a shipped text, with the variables and files that it names."""
     environ = dict.fromkeys(re.findall(r"env\.(\w+)", text), "sk-test-shipped")
     files = {f"/credentials/{name}": "sk-test-shipped\n" for name in re.findall(r"file:(\w+)", text)}
+    files["prices.yaml"] = (CONF / "prices.yaml").read_text("utf-8")
     return config.load(text, environ | {"CREDENTIALS_DIRECTORY": "/credentials"}, files.__getitem__)
 
 
@@ -112,7 +124,7 @@ def test_stated_default_is_the_code_s(cls: type, field: dataclasses.Field[Any]) 
 def test_every_key_of_the_table_is_read() -> None:
     """A field that the parser does not read is the name under which its record stands, and only that."""
     unread = [(cls, field.name) for cls, field in FIELDS if "shape" not in field.metadata]
-    assert unread == [(Provider, "name")]
+    assert unread == [(cls, "name") for cls in (Provider, ConfiguredKey, Team, Customer)]
 
 
 @BY_FILE

@@ -14,7 +14,10 @@ import proxy
 
 HOUSE = Path(proxy.__file__).parent
 FLOORS = ("Pure", "Path", "House")
-ROOMS = sorted(path.stem for path in HOUSE.glob("*.py") if path.stem != "__init__")
+ROOMS = sorted(
+    [path.stem for path in HOUSE.glob("*.py") if path.stem != "__init__"]
+    + [path.parent.name for path in HOUSE.glob("*/__init__.py")]
+)
 IMPURE = {"asyncio", "time", "random", "socket", "ssl", "os", "logging", "aiohttp", "threading"}
 
 
@@ -33,10 +36,11 @@ def imports_of(room: str) -> tuple[set[str], set[str]]:
     """The rooms, and the top-level packages from outside, that a room imports."""
     inside: set[str] = set()
     outside: set[str] = set()
-    for node in ast.walk(ast.parse((HOUSE / f"{room}.py").read_text("utf-8"))):
+    files = sorted((HOUSE / room).glob("*.py")) or [HOUSE / f"{room}.py"]
+    for node in (node for file in files for node in ast.walk(ast.parse(file.read_text("utf-8")))):
         if isinstance(node, ast.Import):
             outside.update(alias.name.partition(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level:
+        elif isinstance(node, ast.ImportFrom) and node.level == len(files[0].relative_to(HOUSE).parts):
             names = [node.module] if node.module else [alias.name for alias in node.names]
             inside.update(name for name in names if name in ROOMS)
         elif isinstance(node, ast.ImportFrom):

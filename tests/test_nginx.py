@@ -674,6 +674,7 @@ HIDDEN = [
         "/v1/;/../..;/metrics",
     ),
     *("/api/", "/api/keys", "/api/hello/../keys", "//api/keys", "/API/keys"),
+    *("/api/governance/virtual-keys", "/api/governance/virtual-keys/quota/", "/api/governance/teams"),
 ]
 
 
@@ -692,6 +693,10 @@ async def test_metrics_and_admin_routes_are_not_public(
         await local.send(get(f"/metrics/{number}"))
         assert b"# HELP" in (await local.response("GET")).body
         local.close()
+    local = await connect(front.metrics_port)
+    await local.send(get("/api/governance/virtual-keys"))
+    assert b"request_id" in (await local.response("GET")).body
+    local.close()
 
 
 async def test_every_route_of_the_proxy_is_public(upstream: StartUpstream, both: StartBoth) -> None:
@@ -704,6 +709,10 @@ async def test_every_route_of_the_proxy_is_public(upstream: StartUpstream, both:
     own = [("HEAD", "/"), ("HEAD", "/api/hello"), ("HEAD", "/anthropic/api/hello"), ("GET", "/health")]
     for method, path in own:
         assert (await front.ask("1.1", method, path)).status == 200
+    own.append(("GET", "/api/governance/virtual-keys/quota"))
+    quota = await front.ask("1.1", *own[-1])
+    # The proxy's 404, for it has no admin key here.
+    assert (quota.status, quota.header("server")) == (404, None)
     assert [(await p.line())["path"] for _ in (*refused, *own)] == [*refused, *(path for _, path in own)]
 
 

@@ -49,6 +49,9 @@ class Sink:
         self.slow = False
         self.data = b""
 
+    def take(self, data: bytes) -> None:
+        self.pass_on(data)
+
     def pass_on(self, data: bytes) -> None:
         self.data += data
 
@@ -61,7 +64,9 @@ async def test_a_reader_that_catches_up_at_once_gets_the_rest() -> None:
     transport = Transport()
     connection.connection_made(transport)
     network = NetworkConfig(idle_timeout=60)
-    answer = Answer(connection, Request(origin, "GET", b"", None, False, network, 65536, False), loop)
+    answer = Answer(
+        connection, Request(origin, "GET", b"", None, False, network, 65536, False, lambda data: None), loop
+    )
     started = loop.create_task(answer.start())
     await asyncio.sleep(0)
 

@@ -1,6 +1,6 @@
 """The proxy beside nginx and Envoy, on the same machine, in the same minutes.
 
-    python tests/bench/bench.py [--only plain,tls,many,stall,start] [--rounds 5] [--seconds 2.5] [--quick] [--block]
+    python tests/bench/bench.py [--only plain,tls,many,stall,start,keys] [--rounds 5] [--seconds 2.5] [--quick] [--block]
 
 Needs Linux with two cores, gcc, and the extras: ``pip install -e '.[test,bench]'``. It prints Markdown tables,
 and exits with 1 if any run had an error; a run with an error gives no number.
@@ -21,7 +21,7 @@ Facts
   - With TLS, the upstream is nginx on core 1, which decrypts and passes on to the same program. Every peer
     first has to refuse such an upstream whose certificate comes from an authority that it does not trust.
 
-Not here: the sections (`compare`, `limits`), one run (`measure`), how peers are set up (`peers`).
+Not here: the sections (`compare`, `limits`, `governed`), one run (`measure`), how peers are set up (`peers`).
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from functools import partial
 from pathlib import Path
 
 import compare
+import governed
 import limits
 import peers
 import trustme
@@ -51,6 +52,7 @@ SECTIONS: dict[str, Callable[[Bench], str]] = {
     "many": limits.many,
     "stall": limits.stall,
     "start": limits.start,
+    "keys": governed.keys,
 }
 
 

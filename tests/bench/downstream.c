@@ -74,8 +74,9 @@ static void prepare(struct request *request, const char *path, size_t bytes, siz
         "Accept: application/json\r\nContent-Type: application/json\r\nUser-Agent: Anthropic/Python 2.12.0\r\n"
         "X-Stainless-Lang: python\r\nX-Stainless-Package-Version: 2.12.0\r\nX-Stainless-OS: Linux\r\n"
         "X-Stainless-Arch: x64\r\nX-Stainless-Runtime: CPython\r\nX-Stainless-Async: false\r\n"
-        "x-stainless-retry-count: 0\r\nx-stainless-timeout: 600\r\nAuthorization: Bearer bench\r\n"
-        "anthropic-version: 2023-06-01\r\nContent-Length: %zu\r\n\r\n", path, options.port, request->body_size);
+        "x-stainless-retry-count: 0\r\nx-stainless-timeout: 600\r\nAuthorization: Bearer %sbench\r\n"
+        "anthropic-version: 2023-06-01\r\nContent-Length: %zu\r\n\r\n",
+        path, options.port, options.virtual_key ? "sk-bf-" : "", request->body_size);
     request->body = memcpy(request->bytes + head, body, request->body_size);
     request->size = head + request->body_size;
     free(body);

@@ -12,6 +12,7 @@
  *   warm_ms      time between the head of the first answer on the last connection and the measured window
  *   measure_ms   the window
  *   pid          the proxy's; 0: not measured
+ *   virtual_key  1: the clients' bearer is the virtual key sk-bf-bench
  *   spin         1: look again at once when nothing is ready, 0: sleep until something is
  *
  * It prints one JSON object. All counts but the last four are of the window:
@@ -195,6 +196,7 @@ static void read_options(int argc, char **argv) {
         {"posts", &options.posts}, {"stream", &options.stream}, {"events", &options.events},
         {"interval_us", &options.interval_us}, {"ping_us", &options.ping_us}, {"warm_ms", &options.warm_ms},
         {"measure_ms", &options.measure_ms}, {"spin", &options.spin}, {"pid", &options.pid},
+        {"virtual_key", &options.virtual_key},
     };
     for (int i = 2; i < argc; i++) {
         size_t at = 0, n = strcspn(argv[i], "=");

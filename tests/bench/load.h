@@ -8,7 +8,7 @@
 /* --- load.c: options, clock, loop, what was counted --- */
 
 struct options {
-    long port, upstream, connections, posts, stream, events, interval_us, ping_us, warm_ms, measure_ms, spin, pid;
+    long port, upstream, connections, posts, stream, events, interval_us, ping_us, warm_ms, measure_ms, spin, pid, virtual_key;
 };
 extern struct options options;
 

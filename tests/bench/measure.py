@@ -165,9 +165,9 @@ class Bench(NamedTuple):
     front: bool = False
     """Whether nginx decrypts on the load program's core."""
 
-    def verbatim(self, name: str = "Verbatim", ping_interval: float = 15) -> Peer:
+    def verbatim(self, name: str = "Verbatim", ping_interval: float = 15, more: str = "") -> Peer:
         base = f"http://127.0.0.1:{self.upstream}"
-        return peers.verbatim(self.folder, name, base, ping_interval=ping_interval)
+        return peers.verbatim(self.folder, name, base, ping_interval=ping_interval, more=more)
 
     def plain(self) -> list[Peer]:
         """The peers in front of the load program's provider."""

@@ -102,6 +102,21 @@ providers:
   backup: {{base_urls: {{anthropic: "{base}"}}, is_key_less: true}}
 default_providers: {{anthropic: anthropic}}
 models: {{claude-2: [anthropic/claude-2, backup/claude-2]}}
+{more}
+"""
+
+VIRTUAL_KEY = """
+virtual_keys:
+  bench:
+    value: "sha256:{digest}"
+    allow_all_providers: true
+"""
+
+LIMITS = """
+    rate_limit: {request_max_limit: 1000000000, request_reset_duration: 1d}
+    budgets: [{max_limit: 1000000, reset_duration: 1d}]
+store: sqlite:state.db
+prices: prices.yaml
 """
 
 
@@ -161,11 +176,11 @@ def envoy(folder: Path, name: str, upstream: int, *, ca: Path | None = None) -> 
     return Peer(name, port, [envoy_binary(), "-c", str(conf), *options])
 
 
-def verbatim(folder: Path, name: str, base: str, *, ping_interval: float = 15) -> Peer:
-    """The proxy of this checkout, in front of the origin `base`."""
+def verbatim(folder: Path, name: str, base: str, *, ping_interval: float = 15, more: str = "") -> Peer:
+    """The proxy of this checkout, in front of the origin `base`; `more` is added to its config."""
     port = free_port()
     conf = folder / f"{name}.yaml"
-    conf.write_text(VERBATIM.format(port=port, base=base, ping_interval=ping_interval))
+    conf.write_text(VERBATIM.format(port=port, base=base, ping_interval=ping_interval, more=more))
     return Peer(name, port, [sys.executable, "-m", "proxy", "serve", "--config", str(conf)])
 
 

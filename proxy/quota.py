@@ -1,0 +1,262 @@
+"""Quota: admit a request of a virtual key, and charge it at its end.
+
+Facts
+  - What a request uses up is known when it is over. So a limit on tokens or money is passed by what is in
+    flight at that moment, and by no more; requests are counted before.
+  - Official SDKs ask again soon when ``retry-after`` is above 60 seconds, unless ``x-should-retry`` says no.
+
+Rules
+  1. Provider, model, active, expiry, rate limits, budgets: the first that refuses gives the answer.
+  2. A target that is refused is passed over; when none is left, the first refusal is the answer.
+  3. A request is counted when it is admitted; its tokens and its cost are charged as they are seen in a
+     stream, and at its end, whatever the end is. A cut answer is charged for what was seen.
+  4. What is allowed although the store cannot be asked is charged when it can be.
+
+Not here: who is asking (`holders`), what a key allows (`access`), how counters are kept (`ledger`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+
+from .access import Access, Holder, Refusal
+from .config import Config
+from .errors import RETRY_SOON, ProxyError, Source
+from .exchange import Exchange
+from .ledger import Ledger
+from .limits import Kind, Limit
+from .plan import Plan, Target
+from .ports import Change, StoreError
+from .prices import cost
+from .routes import Kind as RouteKind
+from .routes import Route
+
+FULL_SECONDS = 1.0
+"""How long a full limit is taken for full without looking again."""
+
+MAX_RETRY_AFTER = 60
+"""The longest ``retry-after`` that SDKs obey, in seconds."""
+
+MAX_WARNED = 1024
+
+_TOKENS = (
+    "input_tokens",
+    "output_tokens",
+    "cache_creation_input_tokens",
+    "cache_read_input_tokens",
+)
+
+logger = logging.getLogger(__name__)
+
+
+class Quota:
+    """Admits and charges. One per config."""
+
+    def __init__(self, config: Config, ledger: Ledger | None, clock: Callable[[], float] = time.time) -> None:
+        self._prices = config.prices
+        self._allow = config.on_store_failure == "allow"
+        self._ledger = ledger
+        self._clock = clock
+        self._warned: set[str] = set()
+
+    async def admit(self, holder: Holder, plan: Plan, route: Route, exchange: Exchange) -> Plan:
+        """The plan without the targets that are refused. Raises `ProxyError` 402, 403, 429, 503."""
+        now = self._clock()
+        plan = _permitted(holder, plan, route, exchange)
+        refusal = holder.refusal(now)
+        if refusal is not None:
+            raise _error(refusal)
+        if not holder.limited:
+            return plan
+        if self._ledger is None:
+            raise ProxyError(503, "The store of limits was added to the config: that takes a restart.")
+        return await Lease(self, self._ledger, holder, exchange).reserve(plan, now)
+
+    def settle(self, exchange: Exchange) -> None:
+        """Charge what the exchange has used up so far; called at its end, too."""
+        if exchange.method != "POST":
+            # What others have used up can be read as often as one likes, the results of a batch for one.
+            return
+        exchange.tokens = tokens = exchange.usage.counts()
+        target = exchange.target
+        if tokens and target is not None and self._prices is not None:
+            price, known = self._prices.of(target.provider.name, target.model)
+            exchange.cost = cost(price, tokens)
+            if not known:
+                self._warn(target.name)
+        if exchange.lease is not None:
+            exchange.lease.charge()
+
+    @property
+    def allows_unasked(self) -> bool:
+        """Whether requests are allowed while the store cannot be asked."""
+        return self._allow
+
+    def now(self) -> float:
+        return self._clock()
+
+    def _warn(self, name: str) -> None:
+        if name not in self._warned and len(self._warned) < MAX_WARNED:
+            self._warned.add(name)
+            logger.warning("no price for %s: it is charged at the default price", ascii(name[:200]))
+
+
+class Lease:
+    """What one admitted request has reserved, and what it has been charged."""
+
+    __slots__ = ("_cost", "_exchange", "_holder", "_ledger", "_quota", "_tokens", "_tried")
+
+    def __init__(self, quota: Quota, ledger: Ledger, holder: Holder, exchange: Exchange) -> None:
+        self._quota = quota
+        self._ledger = ledger
+        self._holder = holder
+        self._exchange = exchange
+        self._tokens = 0
+        self._cost = 0
+        self._tried: set[str] = set()
+
+    async def reserve(self, plan: Plan, now: float) -> Plan:
+        """Count the request, unless a limit is full; returns the plan without the targets that have one."""
+        own = self._holder.limits
+        for limit in own:
+            if limit.is_full(now):
+                raise _full(limit, now)
+        reserved = [_change(limit, now, int(limit.kind is Kind.REQUESTS)) for limit in own]
+        inner = [
+            (target.provider.name, limit, _change(limit, now, 0))
+            for target in plan.targets
+            for limit in self._holder.limits_at(target.provider.name)
+        ]
+        blocked: dict[str, Limit] = {}
+        first: Limit | None = None
+
+        def judge(used: Mapping[str, int]) -> bool:
+            nonlocal first
+            for limit, change in zip(own, reserved, strict=True):
+                if used[change.name] >= limit.maximum:
+                    limit.close(now, FULL_SECONDS)
+                    first = first or limit
+            for provider, limit, change in inner:
+                if used[change.name] >= limit.maximum:
+                    blocked.setdefault(provider, limit)
+            if blocked and first is None and all(each.provider.name in blocked for each in plan.targets):
+                first = blocked[plan.targets[0].provider.name]
+            return first is None
+
+        try:
+            asked = [change for *_, change in inner]
+            await self._ledger.reserve([*reserved, *asked], judge)
+        except StoreError:
+            if not self._quota.allows_unasked:
+                raise ProxyError(
+                    503, "The limits of this virtual key cannot be looked up now.", headers=(RETRY_SOON,)
+                ) from None
+            self._ledger.charge(reserved)
+        if first is not None:
+            raise _full(first, now)
+        self._exchange.lease = self
+        self._exchange.usage.on_sight = self._seen
+        if not blocked:
+            return plan
+        return plan.narrowed(
+            lambda target: blocked[target.provider.name].code if target.provider.name in blocked else target
+        )
+
+    def begin_attempt(self, provider: str) -> None:
+        """The request goes to this provider now; what it is charged there comes on top."""
+        self._tokens = self._cost = 0
+        if provider not in self._tried:
+            self._tried.add(provider)
+            now = self._quota.now()
+            limits = self._holder.limits_at(provider)
+            self._ledger.charge(_change(each, now, 1) for each in limits if each.kind is Kind.REQUESTS)
+
+    def charge(self) -> None:
+        """Charge what the exchange has used up since the last time."""
+        exchange, target = self._exchange, self._exchange.target
+        seen = exchange.tokens
+        if target is None or not (seen or self._tokens):
+            return
+        tokens = sum([seen[name] for name in _TOKENS if name in seen])
+        more, cost = tokens - self._tokens, exchange.cost - self._cost
+        self._tokens, self._cost = tokens, exchange.cost
+        now = self._quota.now()
+        self._ledger.charge(
+            [
+                _change(limit, now, cost if limit.kind is Kind.COST else more)
+                for limits in (self._holder.limits, self._holder.limits_at(target.provider.name))
+                for limit in limits
+                if limit.kind is not Kind.REQUESTS
+            ]
+        )
+
+    def _seen(self) -> None:
+        # At once: who is killed in the next moment has charged it.
+        self._quota.settle(self._exchange)
+
+
+def _change(limit: Limit, now: float, amount: int) -> Change:
+    counter = limit.counter(now)
+    return Change(counter.name, counter.ends, amount)
+
+
+def _permitted(holder: Holder, plan: Plan, route: Route, exchange: Exchange) -> Plan:
+    """The plan without the targets that the key may not use. Raises `ProxyError` 403."""
+    if route.kind is RouteKind.BATCH and exchange.method == "POST" and holder.metered:
+        why = "what a batch costs cannot be seen, so a virtual key with limits on that cannot make one"
+        raise _error(Refusal(403, "model_blocked", why))
+    reads = exchange.method in ("GET", "HEAD")
+    first: Refusal | None = None
+
+    def judge(target: Target) -> Target | str:
+        nonlocal first
+        allowed = _allowed(holder.access(target.provider.name), target, reads=reads)
+        if isinstance(allowed, Refusal):
+            first = first or allowed
+            return allowed.code
+        return allowed
+
+    narrowed = plan.narrowed(judge)
+    if not narrowed.targets and first is not None:
+        raise _error(first)
+    return narrowed
+
+
+def _allowed(access: Access | None, target: Target, *, reads: bool) -> Target | Refusal:
+    """The target as the key may use it."""
+    if access is None:
+        return Refusal(403, "provider_blocked", f"this virtual key may not use {target.provider.name}")
+    if not access.allows(target.model) if target.model else not (access.open or reads):
+        what = f"the model {target.name[:200]!r}" if target.model else "a route that names no model"
+        return Refusal(403, "model_blocked", f"this virtual key may not use {what}")
+    if access.key_ids is None:
+        return target
+    keys = tuple(key for key in target.keys if key.name in access.key_ids)
+    if target.provider.keys and not keys:
+        why = "this virtual key may use none of the provider's keys for this"
+        return Refusal(403, "key_blocked", why)
+    return dataclasses.replace(target, keys=keys, direct=False)
+
+
+def _full(limit: Limit, now: float) -> ProxyError:
+    """A limit is reached."""
+    _, ends = limit.counter(now)
+    seconds = max(1, math.ceil(ends - now))
+    again = datetime.fromtimestamp(ends, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    owner = limit.owner.partition("/")[0].replace("_", " ")
+    message = f"the limit of this {owner} is reached: {limit.in_words}; it begins anew at {again}"
+    fields = [(b"retry-after", b"%d" % seconds)]
+    if seconds > MAX_RETRY_AFTER:
+        fields.append((b"x-should-retry", b"false"))
+    return _error(Refusal(402 if limit.kind is Kind.COST else 429, limit.code, message), tuple(fields))
+
+
+def _error(refusal: Refusal, fields: tuple[tuple[bytes, bytes], ...] = ()) -> ProxyError:
+    return ProxyError(
+        refusal.status, f"{refusal.code}: {refusal.message}.", source=Source.DOWNSTREAM, headers=fields
+    )
