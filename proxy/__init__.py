@@ -3,7 +3,8 @@
 The map. Three kinds of room; imports go one way, House -> Path -> Pure, and a test holds that.
 
 Pure: bytes and values in, bytes and values out. No asyncio, no clock, no I/O.
-  config      which keys there are             values     addresses, URLs, names, secrets
+  config      which keys there are             providers  those of a provider
+  values      addresses, URLs, names, secrets
   schema      YAML with positions              shapes     what a value of it may be
   local       the config without a file
   errors      the one exception of the path    routes     path -> wire format
@@ -32,7 +33,8 @@ Path: what a request walks through.
 House: around it.
   server      start, reload, stop              listener   sockets, accepting
   door        one downstream connection        systemd    what it hands over and is told
-  store       SQLite and Redis                 registry   virtual keys, teams, customers
+  store       SQLite and Redis                 registry   making and changing virtual keys
+  entry       one of them, or a team           views      how they are shown
   governance  ``/api/governance/*``            keycommand  ``verbatim-proxy keys``
   metrics     ``/metrics``                     accesslog  one line per request
   demo        the show                         demo_upstream  its provider

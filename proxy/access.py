@@ -20,6 +20,10 @@ MAX_REMEMBERED = 1024
 """Models whose fate is remembered, per key and provider. Clients choose models, so there is a bound."""
 
 
+MAX_NAME = 256
+"""Characters of a model's name that is remembered."""
+
+
 class Refusal(NamedTuple):
     """Why a request is refused: its status, Bifrost's code for it, and words."""
 
@@ -54,7 +58,7 @@ class Access:
         known = self._known.get(model)
         if known is None:
             known = _matches(model, self._allowed) and not _matches(model, self._blacklisted)
-            if len(self._known) < MAX_REMEMBERED:
+            if len(self._known) < MAX_REMEMBERED and len(model) <= MAX_NAME:
                 self._known[model] = known
         return known
 

@@ -1,9 +1,5 @@
 """The configuration: which keys there are, what each means, and what must hold between them.
 
-Facts
-  - A base URL means what the SDK of its wire format means by it: Anthropic's has no ``/v1``, OpenAI's
-    ends in it.
-
 Rules
   1. One table: a field of a dataclass holds a key's name, type, default, shape and explanation. The parser,
      the defaults and the test that every key is explained read it.
@@ -11,7 +7,8 @@ Rules
      credentials of its own, and nobody's default, could never be used: that is a problem here.
 
 Not here: opening files and reading the environment (the caller passes both), how YAML is read (`schema`),
-what a single value must look like (`values`), the config that there is without a file (`local`).
+what a single value must look like (`values`), what a provider has (`providers`), the config that there is
+without a file (`local`).
 """
 
 from __future__ import annotations
@@ -24,9 +21,10 @@ from typing import Any
 
 import yaml
 
-from . import grants, prices, values
+from . import grants, prices, providers, values
 from .grants import ConfiguredKey, Customer, Team
 from .prices import Prices
+from .providers import Key, NetworkConfig, Provider
 from .schema import BROKEN, ConfigError, Document, Path, Problem, compose, printable
 from .shapes import boolean, mapping, number, optional, record, row, sequence, setting, text
 from .values import EVENTS, WIRE_FORMATS, Secret
@@ -71,60 +69,6 @@ def _one_of(words: tuple[str, ...]) -> Callable[[str], str]:
 _SECONDS = number(0, above=True)
 _STRING = text()
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """A credential of ours at a provider."""
-
-    name: str = field(metadata=row(_STRING, "What logs call the key; no other key of the provider has it."))
-    value: Secret = field(metadata=row(values.secret, "The key itself, as env.NAME or file:PATH."))
-    weight: float = setting(1.0, number(0, 100_000), "Its share of the requests, relative to the other keys.")
-    models: tuple[str, ...] = setting(
-        ("*",), sequence(_STRING, least=1), "The models that the key may be used for, as shell globs."
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class NetworkConfig:
-    """How long a provider may take, in seconds, and how often one target is tried."""
-
-    connect_timeout: float = setting(5.0, _SECONDS, "Seconds to look up the name, connect and do TLS.")
-    first_byte_timeout: float = setting(600.0, _SECONDS, "Seconds from the request to the response head.")
-    idle_timeout: float = setting(300.0, _SECONDS, "Seconds without a byte of the response body.")
-    max_retries: int = setting(
-        1, number(0, 10, whole=True), "How often the same target may be tried again before the next one is."
-    )
-    retry_backoff_initial: float = setting(
-        0.5,
-        _SECONDS,
-        "The wait before the first retry, in seconds; it doubles with every further one, with jitter.",
-    )
-    retry_backoff_max: float = setting(
-        5.0, _SECONDS, "The longest wait before a retry, in seconds, an upstream's retry-after included."
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Provider:
-    """A named upstream. `base_urls` maps wire formats to URLs without a slash at the end."""
-
-    name: str = field(metadata=row(None, "The provider's name: letters, digits, dots, dashes, underscores."))
-    base_urls: Mapping[str, str] = field(
-        metadata=row(
-            mapping(values.wire_format, text(values.base_url)),
-            "The base URL for each wire format that the provider speaks, as the format's SDK would have it.",
-        )
-    )
-    keys: tuple[Key, ...] = setting(
-        (),
-        sequence(record(Key)),
-        "Our keys. Without any, the client's own credentials go through, to a default provider only.",
-    )
-    is_key_less: bool = setting(False, boolean, "true: the provider wants no credentials.")
-    network_config: NetworkConfig = field(
-        default=NetworkConfig(), metadata=row(record(NetworkConfig), "Timeouts and retries.")
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -292,7 +236,7 @@ def _with_defaults(document: Document, config: Config) -> Config:
     speakers: dict[str, list[str]] = {wire_format: [] for wire_format in WIRE_FORMATS}
     readable = {name: provider for name, provider in config.providers.items() if provider is not BROKEN}
     for name, provider in readable.items():
-        _check_provider(document, ("providers", name), provider)
+        providers.check(document, ("providers", name), provider)
         for wire_format in provider.base_urls if provider.base_urls is not BROKEN else ():
             speakers.setdefault(wire_format, []).append(name)
     if config.default_providers is BROKEN:
@@ -309,25 +253,6 @@ def _with_defaults(document: Document, config: Config) -> Config:
     implied = {wire_format: names[0] for wire_format, names in speakers.items() if len(names) == 1}
     defaults = {**implied, **config.default_providers}
     return dataclasses.replace(config, default_providers=MappingProxyType(defaults))
-
-
-def _check_provider(document: Document, path: Path, provider: Provider) -> None:
-    keys = () if provider.keys is BROKEN else provider.keys
-    names: set[str] = set()
-    for index, key in enumerate(keys):
-        if key is not BROKEN and key.name in names:
-            document.problem((*path, "keys", index, "name"), "another key of this provider has this name")
-        if key is not BROKEN and key.name is not BROKEN:
-            names.add(key.name)
-    if keys and all(key is not BROKEN and key.weight == 0 for key in keys):
-        document.problem((*path, "keys"), "no key has a weight above 0, so none would be used")
-    if provider.is_key_less is True and keys:
-        document.problem((*path, "is_key_less"), "true, and yet there are keys; take one of the two out")
-    network = provider.network_config
-    waits = () if network is BROKEN else (network.retry_backoff_initial, network.retry_backoff_max)
-    if waits and BROKEN not in waits and waits[0] > waits[1]:
-        wrong = f"less than retry_backoff_initial, which is {waits[0]:g}"
-        document.problem((*path, "network_config", "retry_backoff_max"), wrong)
 
 
 def _check_models(document: Document, config: Config) -> None:

@@ -11,7 +11,7 @@ Rules
 Exit codes: 0 when all went well, 1 for problems of the config, the store or the key, 2 for a call that is not
 understood.
 
-Not here: what an operation does (`registry`), what is shown as JSON (`governance`).
+Not here: what an operation does (`registry`), what is shown as JSON (`views`).
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from typing import Any
 
 import orjson
 
-from . import governance, holders, values
+from . import holders, values, views
 from .config import Config
+from .entry import Entry, instant
 from .errors import ProxyError
 from .grants import VirtualKey
 from .limits import DURATION
 from .ports import StoreError
-from .registry import Entry, Registry, instant
+from .registry import Registry
 from .schema import printable
 from .store import open_store
 
@@ -126,7 +127,7 @@ async def _act(arguments: argparse.Namespace, config: Config, text: str) -> int:
             return _made(entry, value, f"is kept in {config.store}")
         entry = await registry.find("virtual_key", arguments.key)
         if arguments.action == "show":
-            (shown,) = await governance.show(registry, [entry])
+            (shown,) = await views.show(registry, [entry])
             return _print(_json(shown))
         if arguments.action == "rotate":
             entry, value = await registry.rotate(entry.id)
@@ -142,9 +143,7 @@ async def _act(arguments: argparse.Namespace, config: Config, text: str) -> int:
 async def _list(registry: Registry, *, as_json: bool) -> int:
     entries = await registry.entries("virtual_key")
     if as_json:
-        return _print(
-            _json({"virtual_keys": await governance.show(registry, entries), "count": len(entries)})
-        )
+        return _print(_json({"virtual_keys": await views.show(registry, entries), "count": len(entries)}))
     rows = [_COLUMNS, *map(_row, entries)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

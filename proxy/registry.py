@@ -23,24 +23,21 @@ import re
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import orjson
 import yaml
 
 from . import grants, holders, values
-from .access import limits_of
 from .config import Config
+from .entry import IN_WORDS, Entry, Usage, document_of, entry_of, instant, spec_of
 from .errors import ProxyError, Source
-from .grants import KINDS, PREFIX, Holds, ProviderConfig, VirtualKey
+from .grants import KINDS, PREFIX, Holds
 from .limits import Limit
 from .ports import Record, Store, Taken
 from .schema import BROKEN, ConfigError, Document, from_json, printable
 from .shapes import record, text
-
-IN_WORDS = {"virtual_key": "virtual key", "team": "team", "customer": "customer"}
 
 _NAMED_BY = {"virtual_key": (), "team": ("virtual_key",), "customer": ("virtual_key", "team")}
 """By kind: which other kinds may name one."""
@@ -57,42 +54,6 @@ MAX_LISTED = 20
 _LOOKS_SECRET = f"holds what looks like a virtual key ({PREFIX}…), and this is not secret"
 
 _UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-
-
-class Entry(NamedTuple):
-    """A virtual key, a team or a customer."""
-
-    kind: str
-    """A key of `grants.KINDS`."""
-    id: str
-    holds: Holds
-    source: str = "config"
-    """``config`` or ``store``."""
-    created_at: str | None = None
-    updated_at: str | None = None
-    """Both are RFC 3339, and None in the config."""
-
-    @property
-    def name(self) -> str:
-        return self.holds.name
-
-    def owners(self) -> Iterator[tuple[str, Holds | ProviderConfig]]:
-        """Who has limits here, by the name under which they are counted."""
-        yield f"{self.kind}/{self.id}", self.holds
-        if isinstance(self.holds, VirtualKey):
-            for each in self.holds.provider_configs:
-                yield f"{self.kind}/{self.id}/{each.provider}", each
-
-    def limits(self) -> list[Limit]:
-        return [limit for owner, holds in self.owners() for limit in limits_of(owner, holds)]
-
-
-class Usage(NamedTuple):
-    """What is used up at one moment."""
-
-    counters: Mapping[str, int]
-    """By the names of counters; what is not there is 0."""
-    now: float
 
 
 _Member = tuple[yaml.Node, yaml.Node]
@@ -123,14 +84,14 @@ class Registry:
         found = [entry for entry in found if search in entry.name.casefold()]
         for number, there in enumerate(await self._store.records(kind) if self._store is not None else (), 1):
             if search in there.name.casefold():
-                found.append(_entry(there))
+                found.append(entry_of(there))
             if number % SLICE == 0:
                 await asyncio.sleep(0)
         return sorted(found, key=lambda entry: entry.name)
 
     async def get(self, kind: str, id: str) -> Entry:
         holds = self._configured[kind].get(id)
-        return Entry(kind, id, holds) if holds is not None else _entry(await self._stored(kind, id))
+        return Entry(kind, id, holds) if holds is not None else entry_of(await self._stored(kind, id))
 
     async def find(self, kind: str, reference: str) -> Entry:
         """The one with this id, else with this name."""
@@ -142,7 +103,7 @@ class Registry:
             there = await self._store.named(kind, reference)
         if there is None:
             raise _refused(404, f'no {IN_WORDS[kind]} has the id or the name "{printable(reference)}"')
-        return _entry(there)
+        return entry_of(there)
 
     async def create(self, kind: str, body: str, name: str | None = None) -> tuple[Entry, str]:
         """Keep a new one, made of a JSON object; returns it, and the value of a virtual key.
@@ -161,7 +122,7 @@ class Registry:
             str(uuid.uuid4()),
             name,
             values.digest(value.encode()) if value else None,
-            _document(spec, now, now),
+            document_of(spec, now, now),
         )
         try:
             await store.create(made)
@@ -175,9 +136,9 @@ class Registry:
         members = _members(body)
         async with self._changing:
             there = await self._stored(kind, id)
-            entry = _entry(there)._replace(updated_at=instant(int(self._clock())))
+            entry = entry_of(there)._replace(updated_at=instant(int(self._clock())))
             name, holds, spec = await self._read(kind, there, members)
-            document = _document(spec, entry.created_at, entry.updated_at)
+            document = document_of(spec, entry.created_at, entry.updated_at)
             await self._replace(store, there._replace(name=name, document=document))
         return entry._replace(holds=holds)
 
@@ -187,8 +148,8 @@ class Registry:
         value = holders.new_value()
         async with self._changing:
             there = await self._stored("virtual_key", id)
-            entry = _entry(there)._replace(updated_at=instant(int(self._clock())))
-            document = _document(_spec(there), entry.created_at, entry.updated_at)
+            entry = entry_of(there)._replace(updated_at=instant(int(self._clock())))
+            document = document_of(spec_of(there), entry.created_at, entry.updated_at)
             await self._replace(
                 store, there._replace(digest=values.digest(value.encode()), document=document)
             )
@@ -254,7 +215,7 @@ class Registry:
         given = Counter(map(_key, members))
         merged: list[_Member] = []
         if there is not None:
-            merged += [member for member in _members(_spec(there)) if _key(member) not in given]
+            merged += [member for member in _members(spec_of(there)) if _key(member) not in given]
         merged += [
             member
             for member in members
@@ -312,31 +273,6 @@ class Registry:
             ids = [*configured, *(each.id for each in await store.records(kind))]
             wrong = values.dangling(kind, wanted, ids)
         document.problem((f"{kind}_id",), wrong)
-
-
-def instant(seconds: int) -> str:
-    """A point in time as RFC 3339 writes it, or the nearest one that it can write."""
-    at = datetime.fromtimestamp(min(max(seconds, 0), values.LAST_SECOND), UTC)
-    return at.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _entry(there: Record) -> Entry:
-    """What a record says. Raises `ProxyError` 500 when another program wrote it, or a later version."""
-    try:
-        document = orjson.loads(there.document)
-        times = document["created_at"], document["updated_at"]
-        return Entry(there.kind, there.id, holders.read(there), "store", *times)
-    except (ConfigError, ValueError, KeyError, TypeError):
-        what = f'{IN_WORDS[there.kind]} "{printable(there.name)}" (id {there.id})'
-        raise _refused(500, f"the record of the {what} cannot be read; it can be deleted") from None
-
-
-def _spec(there: Record) -> str:
-    return str(orjson.loads(there.document)["spec"])
-
-
-def _document(spec: str, created_at: str | None, updated_at: str | None) -> str:
-    return orjson.dumps({"spec": spec, "created_at": created_at, "updated_at": updated_at}).decode()
 
 
 def _members(body: str) -> list[_Member]:

@@ -85,7 +85,7 @@ FAULTS = {
     ),
     "NaN is a number": ("scan", "grammar.py", '|null"', '|null|NaN"'),
     "CR CR LF ends no event": ("stream", "sse.py", r"|\r\r\n", ""),
-    "a mark is cut at its last byte": ("stream", "usage.py", "1 - len(_MARK)", "2 - len(_MARK)"),
+    "a mark is cut at its last byte": ("stream", "usage.py", "1 - len(shape.mark)", "2 - len(shape.mark)"),
     "a 304 has a body": ("response", "framing.py", "(204, 304)", "(204,)"),
     "the second answer is not seen": ("response", "framing.py", "self.clean = False", "self.clean = True"),
 }

@@ -608,8 +608,8 @@ async def test_a_long_list_lets_others_have_a_turn(store: Store, monkeypatch: py
             turns.append(len(done))
             await asyncio.sleep(0)
 
-    monkeypatch.setattr(registry, "_entry", noted(registry._entry))
-    monkeypatch.setattr(governance, "_shown", noted(governance._shown))
+    monkeypatch.setattr(registry, "entry_of", noted(registry.entry_of))
+    monkeypatch.setattr(views, "shown_as", noted(views.shown_as))
     taking = asyncio.create_task(take_turns())
     assert (await direct.api("GET", f"{TEAMS}?search=T")).json["total_count"] == registry.SLICE * 3
     await direct.api("DELETE", f"{TEAMS}/{UNKNOWN}")

@@ -11,6 +11,7 @@ import contextlib
 import json
 import random
 import statistics
+import time
 from typing import Any
 
 import pytest
@@ -37,9 +38,12 @@ from scripted import (
     streamed,
 )
 
-from proxy import attempt
+from proxy.attempt import MAX_HELD_BYTES
 from proxy.config import NetworkConfig, Provider
+from proxy.keys import Cooling
+from proxy.outcome import Outcome
 from proxy.plan import Target
+from proxy.tries import Tries
 
 MESSAGES = "/anthropic/v1/messages"
 FIRST = MESSAGE_EVENTS[0]
@@ -313,7 +317,7 @@ async def test_an_endless_first_event_is_held_up_to_a_bound(
     """What is larger than `MAX_HELD_BYTES` is relayed, though a target remains that could be tried."""
     seen = asyncio.Event()
     data = b"data: " + b"x" * 122 + b"\n"
-    count = attempt.MAX_HELD_BYTES // len(data) + 1
+    count = MAX_HELD_BYTES // len(data) + 1
 
     async def endless(conn: Conn, _: Request) -> None:
         await conn.send(stream_head())
@@ -339,7 +343,7 @@ async def test_a_large_first_event_within_the_bound_is_held(
     up, backup = await upstream(), await upstream(streamed(MESSAGE_EVENTS))
 
     async def cut(conn: Conn, _: Request) -> None:
-        await conn.send(stream_head() + chunk(b"data: " + b"x" * (attempt.MAX_HELD_BYTES - 100)))
+        await conn.send(stream_head() + chunk(b"data: " + b"x" * (MAX_HELD_BYTES - 100)))
         await conn.close()
 
     up.then(cut)
@@ -587,9 +591,9 @@ def drawn(retries: int, rng: random.Random, network: NetworkConfig) -> list[floa
     """The waits of one target that answers 503 again and again."""
     provider = Provider(name="p", base_urls={"anthropic": "http://127.0.0.1:1"}, network_config=network)
     target = Target(0, provider, "m", (), is_default=True)
-    tries = attempt._Tries(target, [], rng)
-    waits = [tries.wait_after(attempt.Outcome(target, "503")) for _ in range(retries)]
-    assert tries.wait_after(attempt.Outcome(target, "503")) is None
+    tries = Tries(target, Cooling(time.monotonic), rng, direct=False)
+    waits = [tries.wait_after(Outcome(target, "503")) for _ in range(retries)]
+    assert tries.wait_after(Outcome(target, "503")) is None
     return [wait for wait in waits if wait is not None]
 
 

@@ -115,7 +115,7 @@ WORDS = [
 WORDS += [b"http://h", b"https:\\/\\/h:1", b"/v1/messages/batches/", b"\\/v1\\/messages\\/batches\\/"]
 
 
-@given(st.lists(st.sampled_from(WORDS) | st.binary(max_size=4), max_size=12).map(b"".join))
+@given(st.lists(st.sampled_from(WORDS) | st.binary(min_size=1, max_size=4), max_size=12).map(b"".join))
 @settings(max_examples=300, deadline=None)
 @example(b'"results_url" : "http://h/v1/messages/batches/b","results_url":"\\/v1\\/messages\\/batches\\/"')
 @example(b'"no_results_url":"http://h/v1/messages/batches/b"')
@@ -162,16 +162,18 @@ def test_words_within_a_line_end_no_stream(before: int, behind: int, data: st.Da
         assert not boundary.finished
 
 
-COUNTS = st.dictionaries(st.sampled_from(sorted(stream.COUNTED)), st.integers(0, 10**9), max_size=4)
+COUNTS = st.dictionaries(
+    st.sampled_from(sorted(stream.COUNTED)), st.integers(0, 10**9), min_size=1, max_size=4
+)
 
 
-@given(st.lists(COUNTS, max_size=4), st.integers(0, 1100), st.data())
+@given(st.lists(COUNTS, min_size=1, max_size=4), st.integers(0, 1100), st.data())
 @settings(max_examples=200, deadline=None)
 def test_tokens_are_counted_alike_in_any_pieces(
     counts: list[dict[str, int]], gap: int, data: st.DataObject
 ) -> None:
     """The first usage, and the last one over it, wherever the bytes are cut."""
-    text = b"".join(b'{"usage":%b}%b\n' % (json.dumps(count).encode(), b"-" * gap) for count in counts)
+    text = b"".join(b'data: {"usage":%b}%b\n' % (json.dumps(count).encode(), b"-" * gap) for count in counts)
     expected = {**counts[0], **counts[-1]} if counts else {}
     assert stream.counted([text]) == expected
     assert stream.counted(data.draw(pieces(text))) == expected
@@ -210,7 +212,7 @@ def answers(draw: st.DrawFn) -> bytes:
     interim = draw(
         st.lists(st.sampled_from([b"HTTP/1.1 100\r\n\r\n", b"HTTP/1.1 103 E\r\nLink: x\r\n\r\n"]), max_size=2)
     )
-    fields = draw(st.lists(st.tuples(st.sampled_from(PASSING), FIELD_VALUES), max_size=4))
+    fields = draw(st.lists(st.tuples(st.sampled_from(PASSING), FIELD_VALUES), min_size=1, max_size=4))
     body = draw(st.binary(max_size=20))
     framing = draw(st.sampled_from(["length", "chunks", "close"]))
     if framing == "length":

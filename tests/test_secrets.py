@@ -72,7 +72,7 @@ async def test_no_error_and_no_metric_shows_one(
     upstream: StartUpstream, proxy: StartProxy, closed_port: int
 ) -> None:
     """Keys in every place where a client may put one, and answers of ours of every kind."""
-    up = await upstream(answer(body=MESSAGE), refusal(401), b"nonsense sk-test-upstream\r\n\r\n")
+    up = await upstream(answer(body=MESSAGE), b"nonsense sk-test-upstream\r\n\r\n", refusal(401))
     p = await proxy(
         keyed(up, "main"),
         providers={"gone": {"base_urls": {"anthropic": f"http://127.0.0.1:{closed_port}"}}},

@@ -649,6 +649,9 @@ def test_an_object_beyond_the_window_counts_what_is_in_it(wire_format: str) -> N
     for size in (1000, len(data)):
         parts = (data[i : i + size] for i in range(0, len(data), size))
         assert max(fed(wire_format, parts).counts().values()) == 5
+    seen = fed(wire_format, [b"data: " + data + MARK[wire_format] + b":{}\n"])
+    assert max(seen.counts().values()) == 5
+    assert held(seen) <= usage._WINDOW
 
 
 PIECES = [

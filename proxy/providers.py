@@ -1,0 +1,94 @@
+"""Providers as the config describes them: base URLs, keys, patience.
+
+Facts
+  - A base URL means what the SDK of its wire format means by it: Anthropic's has no ``/v1``, OpenAI's
+    ends in it.
+
+Not here: the other keys of the config (`config`), which provider is asked (`plan`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from . import values
+from .schema import BROKEN, Document, Path
+from .shapes import boolean, mapping, number, record, row, sequence, setting, text
+from .values import Secret
+
+_SECONDS = number(0, above=True)
+_STRING = text()
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A credential of ours at a provider."""
+
+    name: str = field(metadata=row(_STRING, "What logs call the key; no other key of the provider has it."))
+    value: Secret = field(metadata=row(values.secret, "The key itself, as env.NAME or file:PATH."))
+    weight: float = setting(1.0, number(0, 100_000), "Its share of the requests, relative to the other keys.")
+    models: tuple[str, ...] = setting(
+        ("*",), sequence(_STRING, least=1), "The models that the key may be used for, as shell globs."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkConfig:
+    """How long a provider may take, in seconds, and how often one target is tried."""
+
+    connect_timeout: float = setting(5.0, _SECONDS, "Seconds to look up the name, connect and do TLS.")
+    first_byte_timeout: float = setting(600.0, _SECONDS, "Seconds from the request to the response head.")
+    idle_timeout: float = setting(300.0, _SECONDS, "Seconds without a byte of the response body.")
+    max_retries: int = setting(
+        1, number(0, 10, whole=True), "How often the same target may be tried again before the next one is."
+    )
+    retry_backoff_initial: float = setting(
+        0.5,
+        _SECONDS,
+        "The wait before the first retry, in seconds; it doubles with every further one, with jitter.",
+    )
+    retry_backoff_max: float = setting(
+        5.0, _SECONDS, "The longest wait before a retry, in seconds, an upstream's retry-after included."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """A named upstream. `base_urls` maps wire formats to URLs without a slash at the end."""
+
+    name: str = field(metadata=row(None, "The provider's name: letters, digits, dots, dashes, underscores."))
+    base_urls: Mapping[str, str] = field(
+        metadata=row(
+            mapping(values.wire_format, text(values.base_url)),
+            "The base URL for each wire format that the provider speaks, as the format's SDK would have it.",
+        )
+    )
+    keys: tuple[Key, ...] = setting(
+        (),
+        sequence(record(Key)),
+        "Our keys. Without any, the client's own credentials go through, to a default provider only.",
+    )
+    is_key_less: bool = setting(False, boolean, "true: the provider wants no credentials.")
+    network_config: NetworkConfig = field(
+        default=NetworkConfig(), metadata=row(record(NetworkConfig), "Timeouts and retries.")
+    )
+
+
+def check(document: Document, path: Path, provider: Provider) -> None:
+    keys = () if provider.keys is BROKEN else provider.keys
+    names: set[str] = set()
+    for index, key in enumerate(keys):
+        if key is not BROKEN and key.name in names:
+            document.problem((*path, "keys", index, "name"), "another key of this provider has this name")
+        if key is not BROKEN and key.name is not BROKEN:
+            names.add(key.name)
+    if keys and all(key is not BROKEN and key.weight == 0 for key in keys):
+        document.problem((*path, "keys"), "no key has a weight above 0, so none would be used")
+    if provider.is_key_less is True and keys:
+        document.problem((*path, "is_key_less"), "true, and yet there are keys; take one of the two out")
+    network = provider.network_config
+    waits = () if network is BROKEN else (network.retry_backoff_initial, network.retry_backoff_max)
+    if waits and BROKEN not in waits and waits[0] > waits[1]:
+        wrong = f"less than retry_backoff_initial, which is {waits[0]:g}"
+        document.problem((*path, "network_config", "retry_backoff_max"), wrong)
