@@ -163,7 +163,8 @@ class Handler:
 
     def _end(self, exchange: Exchange, rules: Rules) -> None:
         exchange.ended = self._loop.time()
-        rules.quota.settle(exchange)
+        if exchange.lease is None or not exchange.usage.is_told:
+            rules.quota.settle(exchange)
         self._metrics.observe(exchange)
         self._log.log(exchange)
 

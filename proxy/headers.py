@@ -167,7 +167,7 @@ class Outgoing:
 
     def __init__(self, fields: Fields) -> None:
         self._fields = fields
-        self._fates: Sequence[int] = tuple(map(_out, map(_NAME, fields)))
+        self._fates = tuple(map(_out, map(_NAME, fields)))
         self._named: frozenset[bytes] = frozenset()
         self.virtual_keys: frozenset[bytes] = frozenset()
         """The virtual keys that the request carries, wherever clients put one; one key twice is one."""
@@ -186,12 +186,6 @@ class Outgoing:
                 self.virtual_keys |= {(prefix + rest or before).strip(b" \t\"'")}
             else:
                 self.has_credential = True
-        if self.virtual_keys:
-            # In a field of any name it would be the same secret.
-            self._fates = list(self._fates)
-            for place, (_, value) in enumerate(fields):
-                if VIRTUAL_KEY_PREFIX in value:
-                    self._fates[place] = _STAYS
 
     def head(
         self,
@@ -213,6 +207,9 @@ class Outgoing:
         lines: Iterable[bytes] = map(_LINE, compress(self._fields, map(going.__contains__, self._fates)))
         if self._named:
             lines = _without(self._named, lines)
+        if self.virtual_keys:
+            # In a field of any name it would be the same secret.
+            lines = [line for line in lines if VIRTUAL_KEY_PREFIX not in line]
         out = [b"Host: " + host, *lines]
         if identity:
             out.append(b"Accept-Encoding: identity")

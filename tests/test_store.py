@@ -624,23 +624,43 @@ async def test_closing_waits_for_who_is_being_answered(store: Store) -> None:
     assert await adding == [2]
 
 
-async def test_a_cancelled_call_harms_nobody(backend: Backend, opened: Opened) -> None:
+@pytest.mark.parametrize("cancels", [1, 2])
+async def test_a_cancelled_call_harms_nobody(backend: Backend, opened: Opened, cancels: int) -> None:
     """At whatever step it is given up, from connecting on: the next call is answered, and nothing is left."""
-    for steps in range(12):
+    for steps in range(50):
         before = set(threading.enumerate())
         store = opened(backend.url, backend.password)
-        call = asyncio.create_task(store.add(changes((f"a{steps}", 1), (f"b{steps}", 1))))
-        for _ in range(steps):
+        batch = changes((f"a{steps}", 1), (f"b{steps}", 1))
+        calls = [asyncio.create_task(store.add(batch)) for _ in range(2)]
+        await some_steps(steps)
+        for _ in range(cancels):
+            for call in calls:
+                call.cancel()
             await asyncio.sleep(0)
-        call.cancel()
-        await asyncio.wait([call])
-        second = asyncio.create_task(store.add(changes((f"a{steps}", 1), (f"b{steps}", 1))))
-        await asyncio.sleep(0)
-        second.cancel()
-        values = await store.add(changes((f"a{steps}", 1), (f"b{steps}", 1)))
-        assert values in ([1, 1], [2, 2], [3, 3])
+        assert await store.add(batch) in ([1, 1], [2, 2], [3, 3])
+        await asyncio.wait(calls)
         await store.close()
         assert left_behind(before) == []
+
+
+async def test_a_store_closed_while_it_connects(backend: Backend, opened: Opened) -> None:
+    """At whatever step: its call ends, and nothing is left."""
+    for steps in range(50):
+        before = set(threading.enumerate())
+        store = opened(backend.url, backend.password)
+        call = asyncio.create_task(store.add(changes(("a", 0))))
+        await some_steps(steps)
+        if steps % 2:
+            call.cancel()
+        await store.close()
+        await asyncio.wait([call])
+        assert left_behind(before) == []
+
+
+async def some_steps(count: int) -> None:
+    """Lets the others in this loop go on, each by so many steps."""
+    for _ in range(count):
+        await asyncio.sleep(0)
 
 
 def everything(store: Store) -> list[Awaitable[object]]:
@@ -1049,15 +1069,15 @@ async def test_redis_and_the_kernel_give_up_together(redis: RedisServer, opened:
 
 def connections_to(port: int) -> list[socket.socket]:
     """This process's own, each by a descriptor more."""
+    numbers = [int(link.name) for link in Path("/proc/self/fd").iterdir() if link.is_socket()]
     found = []
-    for link in Path("/proc/self/fd").iterdir():
-        if link.is_socket():
-            one = socket.socket(fileno=os.dup(int(link.name)))
-            with contextlib.suppress(OSError):
-                if one.getpeername()[1:] == (port,):
-                    found.append(one)
-                    continue
-            one.close()
+    for number in numbers:
+        one = socket.socket(fileno=os.dup(number))
+        with contextlib.suppress(OSError):
+            if one.getpeername()[1:] == (port,):
+                found.append(one)
+                continue
+        one.close()
     return found
 
 

@@ -93,7 +93,7 @@ class SqliteStore:
         self._db: aiosqlite.Connection | None = None
         self._file: tuple[int, int] | None = None
         """The device and the inode of what is open."""
-        self._opening = asyncio.Lock()
+        self._opening: asyncio.Task[aiosqlite.Connection] | None = None
         self._closed = False
 
     def __repr__(self) -> str:
@@ -163,9 +163,10 @@ class SqliteStore:
 
     async def close(self) -> None:
         self._closed = True
-        async with self._opening:
-            if self._db is not None:
-                await self._drop(self._db)
+        if self._opening is not None:
+            await asyncio.wait((self._opening,))
+        if self._db is not None:
+            await self._drop(self._db)
 
     async def _ask(self, statement: str, parameters: Iterable[Any]) -> list[Any]:
         """The rows of one statement, which is committed when this returns."""
@@ -185,26 +186,26 @@ class SqliteStore:
         db = self._db
         if db is not None and self._file is not None and self._file == _file(self._path):
             return db
-        async with self._opening:
-            if self._closed:
-                raise StoreError(f"{self._path}: the store is closed")
-            if self._db is not None and self._db is db:
-                # The file is gone, or another one is in its place: what goes into ours is lost.
-                await self._drop(self._db)
-            return self._db or await self._open()
+        if self._closed:
+            raise StoreError(f"{self._path}: the store is closed")
+        if self._opening is None:
+            self._opening = asyncio.create_task(self._open(db))
+        # Whoever is cancelled leaves it to the others and to `close`. A connection that nobody has would be a
+        # thread that never ends.
+        return await asyncio.shield(self._opening)
 
-    async def _open(self) -> aiosqlite.Connection:
-        opening = asyncio.ensure_future(
-            aiosqlite.connect(self._path, factory=_Database, timeout=_BUSY, isolation_level=None)
-        )
+    async def _open(self, lost: aiosqlite.Connection | None) -> aiosqlite.Connection:
         try:
-            await asyncio.shield(opening)
+            if lost is not None:
+                # Its file is gone, or another one is in its place: what went into it now would be lost.
+                await self._drop(lost)
+            self._db = await aiosqlite.connect(
+                self._path, factory=_Database, timeout=_BUSY, isolation_level=None
+            )
+            self._file = _file(self._path)
+            return self._db
         finally:
-            # Who is cancelled here waits for it nevertheless: nobody else would close it.
-            await asyncio.wait((opening,))
-            if opening.exception() is None:
-                self._db, self._file = opening.result(), _file(self._path)
-        return opening.result()
+            self._opening = None
 
     async def _drop(self, db: aiosqlite.Connection) -> None:
         """Close a connection, once."""
