@@ -66,7 +66,7 @@ class Access:
 class Holder:
     """A virtual key with all that holds for it: its own limits, its team's and its customer's."""
 
-    __slots__ = ("_access", "_others", "id", "key", "limited", "limits", "metered", "name")
+    __slots__ = ("_access", "_others", "id", "key", "limited", "limited_inside", "limits", "metered", "name")
 
     def __init__(
         self,
@@ -97,6 +97,8 @@ class Holder:
         }
         every = (*self.limits, *(limit for access in self._access.values() for limit in access.limits))
         self.limited = bool(every)
+        self.limited_inside = len(every) > len(self.limits)
+        """Whether there are limits for one provider alone."""
         self.metered = any(limit.kind is not Kind.REQUESTS for limit in every)
         """Whether it matters what a request uses up."""
 

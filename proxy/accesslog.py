@@ -137,8 +137,8 @@ def line(exchange: Exchange) -> bytes:
         "pings": exchange.pings,
         "usage": exchange.tokens,
         "cost": dollars(exchange.cost),
-        "virtual_key": _text(exchange.virtual_key),
-        "key": _text(exchange.key),
+        "virtual_key": exchange.virtual_key and _text(exchange.virtual_key),
+        "key": exchange.key,
         "upstream_request_id": _text(exchange.upstream_id),
     }
     if exchange.error:

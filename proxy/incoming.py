@@ -22,6 +22,7 @@ import asyncio
 import re
 import socket
 from collections.abc import AsyncGenerator
+from urllib.parse import unquote
 
 from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -48,7 +49,7 @@ HELD_SHARE = 1 / 64
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 """RFC 9110 section 7.2, and no name that is not one of DNS or an address."""
 
-_VIRTUAL_KEY = re.compile("(s|%73)(k|%6b)(-|%2d)(b|%62)(f|%66)(-|%2d)", re.IGNORECASE)
+_VIRTUAL_KEY = headers.VIRTUAL_KEY_PREFIX.decode()
 
 _MOST_DIGITS = 19
 """A length with more digits is more than any reader's integers hold."""
@@ -91,7 +92,8 @@ class Original:
 def check(request: web.BaseRequest) -> None:
     """Refuse what is not a plain HTTP/1.1 or 1.0 request. Raises `ProxyError` 400, 417, 501, 505."""
     fields = request.headers
-    if _VIRTUAL_KEY.search(request.raw_path):
+    target = request.raw_path.lower()
+    if _VIRTUAL_KEY in target or ("%" in target and _VIRTUAL_KEY in unquote(target)):
         # It would go upstream, and into the logs of whoever stands in front of us.
         raise _bad(400, "A virtual key belongs in a header field, not in the request target.")
     if request.version not in ((1, 0), (1, 1)):

@@ -60,7 +60,8 @@ class _Reservation:
         self.admitted = False
 
 
-_Totals = dict[str, Change]
+_Totals = dict[str, list[int]]
+"""By counter: when its window ends, and what is added to it."""
 
 
 class Ledger:
@@ -197,12 +198,12 @@ class Ledger:
         reserved: _Totals = {}
         for reservation in asking:
             _merge(reserved, reservation.changes)
-        totals = dict(charges)
-        _merge(totals, reserved.values())
+        totals = {name: [*total] for name, total in charges.items()}
+        _merge(totals, _changes(reserved))
         own = Change(self._row, int(time.time()) + ROW_SECONDS, number - self._applied)
         self._doubtful = number, charges, reserved
         try:
-            *after, applied = await self._store.add([*totals.values(), own])
+            *after, applied = await self._store.add([*_changes(totals), own])
         except StoreError as error:
             for reservation in asking:
                 if not reservation.waiter.done():
@@ -211,8 +212,8 @@ class Ledger:
         self._doubtful = None
         self._acknowledge(applied, number)
         counters = dict(zip(totals, after, strict=True))
-        for name, change in reserved.items():
-            counters[name] -= change.amount
+        for name, (_, amount) in reserved.items():
+            counters[name] -= amount
         for reservation in asking:
             self._judge(reservation, counters)
 
@@ -237,10 +238,10 @@ class Ledger:
         if applied == number:
             # Who had reserved was told that it failed.
             self._acknowledge(applied, number)
-            self.charge(_reversed(reserved.values()))
+            self.charge(_reversed(_changes(reserved)))
         else:
             self._applied = applied
-            _merge(charges, self._charges.values())
+            _merge(charges, _changes(self._charges))
             self._charges = charges
 
     def _acknowledge(self, applied: int, number: int) -> None:
@@ -248,7 +249,7 @@ class Ledger:
             logger.warning("the store has lost counters: its row of this worker is not what it was")
         self._applied = applied
         if self._journal.is_long:
-            self._journal.renew(self._number, self._charges.values())
+            self._journal.renew(self._number, _changes(self._charges))
 
     async def _recover(self) -> None:
         """Take to the store what killed workers have left in their journals."""
@@ -264,7 +265,7 @@ class Ledger:
                         last = number
                 if left:
                     until = int(time.time()) + ROW_SECONDS
-                    await self._store.add([*left.values(), Change(row, until, last - applied)])
+                    await self._store.add([*_changes(left), Change(row, until, last - applied)])
                     logger.warning("charges that a killed worker left on %d counters are made", len(left))
                 orphan.forget()
             finally:
@@ -285,9 +286,16 @@ class Ledger:
 
 
 def _merge(totals: _Totals, changes: Iterable[Change]) -> None:
-    for change in changes:
-        there = totals.get(change.name)
-        totals[change.name] = change if there is None else there._replace(amount=there.amount + change.amount)
+    for name, ends, amount in changes:
+        total = totals.get(name)
+        if total is None:
+            totals[name] = [ends, amount]
+        else:
+            total[1] += amount
+
+
+def _changes(totals: _Totals) -> list[Change]:
+    return [Change(name, ends, amount) for name, (ends, amount) in totals.items()]
 
 
 def _reversed(changes: Iterable[Change]) -> list[Change]:

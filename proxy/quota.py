@@ -127,11 +127,7 @@ class Lease:
             if limit.is_full(now):
                 raise _full(limit, now)
         reserved = [_change(limit, now, int(limit.kind is Kind.REQUESTS)) for limit in own]
-        inner = [
-            (target.provider.name, limit, _change(limit, now, 0))
-            for target in plan.targets
-            for limit in self._holder.limits_at(target.provider.name)
-        ]
+        inner = self._inner(plan, now) if self._holder.limited_inside else []
         blocked: dict[str, Limit] = {}
         first: Limit | None = None
 
@@ -149,8 +145,8 @@ class Lease:
             return first is None
 
         try:
-            asked = [change for *_, change in inner]
-            await self._ledger.reserve([*reserved, *asked], judge)
+            asked = [*reserved, *(change for *_, change in inner)] if inner else reserved
+            await self._ledger.reserve(asked, judge)
         except StoreError:
             if not self._quota.allows_unasked:
                 raise ProxyError(
@@ -167,10 +163,19 @@ class Lease:
             lambda target: blocked[target.provider.name].code if target.provider.name in blocked else target
         )
 
+    def _inner(self, plan: Plan, now: float) -> list[tuple[str, Limit, Change]]:
+        """The limits for each target's provider alone; of one provider only once."""
+        providers = dict.fromkeys(target.provider.name for target in plan.targets)
+        return [
+            (provider, limit, _change(limit, now, 0))
+            for provider in providers
+            for limit in self._holder.limits_at(provider)
+        ]
+
     def begin_attempt(self, provider: str) -> None:
         """The request goes to this provider now; what it is charged there comes on top."""
         self._tokens = self._cost = 0
-        if provider not in self._tried:
+        if self._holder.limited_inside and provider not in self._tried:
             self._tried.add(provider)
             now = self._quota.now()
             limits = self._holder.limits_at(provider)

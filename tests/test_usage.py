@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import re
@@ -555,11 +556,14 @@ def calls_of_one_feed(seen: Usage, data: bytes) -> list[str]:
         elif event == "c_call":
             names.append(arg.__name__)
 
+    # A collection would call whoever waits for one.
+    gc.disable()
     sys.setprofile(note)
     try:
         seen.feed(data)
     finally:
         sys.setprofile(None)
+        gc.enable()
     return names[:-1]
 
 
