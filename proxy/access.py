@@ -10,11 +10,12 @@ Not here: how grants are written (`grants`), who is asking (`holders`), how much
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from .grants import Customer, ProviderConfig, Team, VirtualKey
 from .limits import Kind, Limit
+from .plan import Target
+from .values import glob
 
 MAX_REMEMBERED = 1024
 """Models whose fate is remembered, per key and provider. Clients choose models, so there is a bound."""
@@ -85,7 +86,7 @@ class Holder:
         )
         self.limits = tuple(sorted(own, key=lambda limit: limit.kind is Kind.COST))
         """In the order in which they are checked: rate limits, then budgets."""
-        self._others = Access("*") if key.allow_all_providers else None
+        self._others = Access(("*",)) if key.allow_all_providers else None
         self._access = {
             each.provider: Access(
                 each.allowed_models,
@@ -105,6 +106,16 @@ class Holder:
     def access(self, provider: str) -> Access | None:
         """What the key may use of a provider; None when it is nothing."""
         return self._access.get(provider, self._others)
+
+    def allows(self, target: Target) -> bool:
+        """Whether the key may use a target as it is, with every provider key that it has."""
+        access = self._access.get(target.provider.name, self._others)
+        return (
+            access is not None
+            and access.key_ids is None
+            and bool(target.model)
+            and access.allows(target.model)
+        )
 
     def limits_at(self, provider: str) -> tuple[Limit, ...]:
         """The limits for one provider alone."""
@@ -133,4 +144,4 @@ def limits_of(owner: str, holds: VirtualKey | Team | Customer | ProviderConfig) 
 
 
 def _matches(model: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(model, pattern) for pattern in patterns)
+    return any(glob(pattern).fullmatch(model) for pattern in patterns)

@@ -46,7 +46,7 @@ class Served(NamedTuple):
 
 
 class Runner:
-    """Runs plans. One per server."""
+    """Runs plans. One per config."""
 
     def __init__(self, config: Config, upstream: Upstream, rng: random.Random) -> None:
         self._config = config

@@ -50,7 +50,7 @@ class Entry(NamedTuple):
         return [limit for owner, holds in self.owners() for limit in limits_of(owner, holds)]
 
 
-class Usage(NamedTuple):
+class Spent(NamedTuple):
     """What is used up at one moment."""
 
     counters: Mapping[str, int]

@@ -106,6 +106,7 @@ class Exchange:
         self.target = target
         if self.tried:
             self.usage = Usage(on_sight=self.usage.on_sight)
+            self.tokens, self.cost = {}, 0
         self.tried += 1
         if self.lease is not None:
             self.lease.begin_attempt(target.provider.name)

@@ -28,7 +28,7 @@ import orjson
 
 from . import values, views
 from .config import Config
-from .entry import IN_WORDS, Entry, Usage
+from .entry import IN_WORDS, Entry, Spent
 from .errors import RETRY_SOON, ProxyError, Source
 from .headers import Fields, Outgoing
 from .holders import Holders
@@ -188,7 +188,7 @@ class Governance:
         return _answer({"message": f"{IN_WORDS[kind].capitalize()} deleted successfully"})
 
 
-def _changed(entry: Entry, usage: Usage, done: str, value: str = "") -> Answer:
+def _changed(entry: Entry, usage: Spent, done: str, value: str = "") -> Answer:
     logger.info("%s %s (%s) %s", IN_WORDS[entry.kind], entry.id, ascii(entry.name), done)
     shown = views.shown_as(entry, usage) | ({"value": value} if value else {})
     message = f"{IN_WORDS[entry.kind].capitalize()} {done} successfully"

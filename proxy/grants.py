@@ -23,7 +23,7 @@ from .limits import DURATION
 from .schema import BROKEN, ConfigError, Document, Path, from_json
 from .shapes import boolean, number, optional, record, row, sequence, setting, text
 
-PREFIX = "sk-bf-"
+PREFIX = values.VIRTUAL_KEY_PREFIX
 
 
 def _duration(value: str) -> str:

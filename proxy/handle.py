@@ -6,7 +6,7 @@
           -> attempt.run [ body.splice -> Outgoing.head -> upstream.open ]*
           ---- commit point: nothing below is retried ----
           -> relay.copy
-    finally: quota.settle, metrics.observe, accesslog.log
+    finally: quota.end, metrics.observe, accesslog.log
 
 Facts
   - aiohttp cancels this handler when downstream closes its connection, a half-close included. The
@@ -163,8 +163,7 @@ class Handler:
 
     def _end(self, exchange: Exchange, rules: Rules) -> None:
         exchange.ended = self._loop.time()
-        if exchange.lease is None or not exchange.usage.is_told:
-            rules.quota.settle(exchange)
+        rules.quota.end(exchange)
         self._metrics.observe(exchange)
         self._log.log(exchange)
 

@@ -24,6 +24,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import compress
 
+from . import values
+
 Fields = Sequence[tuple[bytes, bytes]]
 """Header fields in the order they came, names in their own case."""
 
@@ -44,7 +46,7 @@ HOP_BY_HOP = frozenset(
 
 CREDENTIALS = frozenset((b"authorization", b"x-api-key", b"x-goog-api-key", b"api-key"))
 
-VIRTUAL_KEY_PREFIX = b"sk-bf-"
+VIRTUAL_KEY_PREFIX = values.VIRTUAL_KEY_PREFIX.encode()
 
 _CONTROL_PREFIX = b"x-bf-"
 
@@ -104,6 +106,7 @@ _SAID = {
 }
 
 _NAME = operator.itemgetter(0)
+_VALUE = operator.itemgetter(1)
 
 _LINE = b": ".join
 """A field as a line."""
@@ -163,7 +166,7 @@ def credential(wire_format: str, key: str) -> tuple[bytes, bytes]:
 class Outgoing:
     """A request's fields, sorted once; each attempt writes its head from them."""
 
-    __slots__ = ("_fates", "_fields", "_named", "has_credential", "key_name", "virtual_keys")
+    __slots__ = ("_fates", "_fields", "_named", "_secret", "has_credential", "key_name", "virtual_keys")
 
     def __init__(self, fields: Fields) -> None:
         self._fields = fields
@@ -173,6 +176,8 @@ class Outgoing:
         """The virtual keys that the request carries, wherever clients put one; one key twice is one."""
         self.has_credential = False
         """Whether it carries a credential that is no virtual key."""
+        self._secret = VIRTUAL_KEY_PREFIX in b"\n".join(map(_VALUE, fields))
+        """Whether any field holds a virtual key, known or not."""
         self.key_name: bytes | None = None
         """The name of the provider key that the request asks for."""
         looked_at = map(_LOOKED_AT.__contains__, self._fates)
@@ -207,8 +212,8 @@ class Outgoing:
         lines: Iterable[bytes] = map(_LINE, compress(self._fields, map(going.__contains__, self._fates)))
         if self._named:
             lines = _without(self._named, lines)
-        if self.virtual_keys:
-            # In a field of any name it would be the same secret.
+        if self._secret:
+            # In a field of any name it is the same secret.
             lines = [line for line in lines if VIRTUAL_KEY_PREFIX not in line]
         out = [b"Host: " + host, *lines]
         if identity:

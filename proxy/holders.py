@@ -6,8 +6,9 @@ Facts
 
 Rules
   1. Digests are compared, in constant time; the value goes no further than here.
-  2. The config's keys come first, then the store's. What the store said holds for `FRESH_SECONDS`, so a
-     request costs no store access, and a change takes as long to reach every worker.
+  2. The config's keys come first, then the store's. What the store said holds for `FRESH_SECONDS`, and
+     `ASK_SECONDS` more while it is asked anew. So a request costs no store access, and a change reaches every
+     worker within `CHANGE_SECONDS`.
   3. While the store cannot be asked, whoever was known stays known for `STALE_SECONDS`. Nobody else is let
      in.
 
@@ -34,12 +35,14 @@ from .grants import Customer, Team, VirtualKey
 from .headers import Outgoing
 from .ports import Record, Store, StoreError
 
-FRESH_SECONDS = 3.0
+FRESH_SECONDS = 2.0
 
 STALE_SECONDS = 3600.0
 
 ASK_SECONDS = 1.0
-"""While one request asks the store anew, the others go by what was known for so long."""
+"""While one request asks the store anew, the others go by what was known for so long at most."""
+
+CHANGE_SECONDS = FRESH_SECONDS + ASK_SECONDS
 
 MAX_REMEMBERED = 10_000
 """Holders kept, and as many digests that nobody holds."""
@@ -113,8 +116,8 @@ class Holders:
         return await self._ask(self._store, digest, known, now)
 
     async def _ask(self, store: Store, digest: bytes, known: _Known | None, now: float) -> Holder:
-        if known is not None:
-            self._known[digest] = known._replace(fresh_until=now + ASK_SECONDS)
+        if known is not None and now < known.asked_at + CHANGE_SECONDS:
+            self._known[digest] = known._replace(fresh_until=known.asked_at + CHANGE_SECONDS)
         try:
             holder = await self._find(store, digest)
         except StoreError:

@@ -9,8 +9,8 @@ Rules
   1. One file per worker, locked while the worker lives, beside the store's file or in ``$STATE_DIRECTORY``.
   2. A record is one line of JSON: a number, the changes, and whether it stands for all before it. A record is
      there once its first byte is: before, a reader sees a NUL, and stops.
-  3. The file has two halves. When one is full, the other begins with a record that stands for all that is
-     left, and the full one is emptied.
+  3. The file has two halves. When one is nearly full, the other begins with a record that stands for all
+     before it, and the full one is emptied.
   4. Who starts reads the files that nobody holds, and removes them when they are settled.
 
 Not here: what numbers and changes mean (`ledger`).
@@ -67,15 +67,16 @@ class Journal:
         """Add a record."""
         self._write(number, changes, stands_for_all=False)
 
-    def renew(self, number: int, left: Entries) -> None:
-        """All is settled but what is `left`; no record has a higher number."""
+    def renew(self, left: Iterable[tuple[int, Entries]]) -> None:
+        """All is settled but these records, which are in the order of their numbers."""
         if self._memory is None:
             return
         full = self._limit - HALF
         self._end = HALF - full
         self._limit = self._end + HALF
         self._failed = False
-        self._write(number, left, stands_for_all=True)
+        for place, (number, changes) in enumerate(left):
+            self._write(number, changes, stands_for_all=not place)
         self._memory[full : full + HALF] = bytes(HALF)
 
     def orphans(self) -> Iterator[Orphan]:
@@ -113,19 +114,25 @@ class Journal:
         self._end = end
 
     def _begin(self, path: Path) -> bool:
-        if self._file is not None:
-            return False
         # It gets its name when it is locked: nobody may take it for one that was left behind.
         hidden = path.with_suffix(".new")
         try:
-            self._file = _locked(hidden, os.O_CREAT | os.O_EXCL)
+            file = _locked(hidden, os.O_CREAT | os.O_EXCL)
+        except OSError as error:
+            self._fail(str(error.strerror))
+            return False
+        try:
             # A page for which the disk has no room would end the process when it is written.
-            os.posix_fallocate(self._file, 0, 2 * HALF)
-            self._memory = mmap.mmap(self._file, 2 * HALF)
+            os.posix_fallocate(file, 0, 2 * HALF)
+            self._memory = mmap.mmap(file, 2 * HALF)
             hidden.rename(path)
         except OSError as error:
             self._fail(str(error.strerror))
-        return self._memory is not None
+            hidden.unlink()
+            os.close(file)
+            return False
+        self._file = file
+        return True
 
     def _fail(self, reason: str) -> None:
         if not self._failed:
@@ -155,6 +162,10 @@ class Orphan:
 
     def forget(self) -> None:
         self._path.unlink()
+
+    def set_aside(self) -> str:
+        """Let nobody take it for a journal any more; returns its new name."""
+        return self._path.rename(self._path.with_suffix(".unreadable")).name
 
     def close(self) -> None:
         os.close(self._file)

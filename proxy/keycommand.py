@@ -1,7 +1,7 @@
 """``verbatim-proxy keys``: virtual keys from the command line, in the store of the config. No server needed.
 
 Facts
-  - A worker goes by what it knows of a key for a few seconds (`holders.FRESH_SECONDS`).
+  - A worker goes by what it knows of a key for a few seconds (`holders.CHANGE_SECONDS`).
 
 Rules
   1. A new key's value stands alone on stdout, so that ``KEY=$(verbatim-proxy keys create …)`` works; all else
@@ -118,7 +118,7 @@ async def _act(arguments: argparse.Namespace, config: Config, text: str) -> int:
     password = config.store_password.reveal() if config.store_password is not None else None
     store = open_store(config.store, password) if config.store is not None else None
     registry = Registry(store, config)
-    soon = f"every worker follows within {holders.FRESH_SECONDS:g} seconds"
+    soon = f"every worker follows within {holders.CHANGE_SECONDS:g} seconds"
     try:
         if arguments.action == "list":
             return await _list(registry, as_json=arguments.json)

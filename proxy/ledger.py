@@ -129,6 +129,8 @@ class Ledger:
         self._number += 1
         self._journal.write(self._number, changes)
         _merge(self._charges, changes)
+        if self._journal.is_long:
+            self._renew()
         self._soon()
 
     async def close(self) -> None:
@@ -248,18 +250,32 @@ class Ledger:
         if applied != number:
             logger.warning("the store has lost counters: its row of this worker is not what it was")
         self._applied = applied
-        if self._journal.is_long:
-            self._journal.renew(self._number, _changes(self._charges))
+
+    def _renew(self) -> None:
+        """Write the journal anew with what is left: there are many charges, but few counters."""
+        left = [(self._number, _changes(self._charges))]
+        if self._doubtful is not None:
+            # With a number of its own: whether it was applied is for the store to say.
+            number, charges, _ = self._doubtful
+            left.insert(0, (number, _changes(charges)))
+        self._journal.renew(left)
 
     async def _recover(self) -> None:
-        """Take to the store what killed workers have left in their journals."""
+        """Take to the store what killed workers have left in their journals, once it can be asked."""
+        await self._store.read([self._row])
         for orphan in self._journal.orphans():
+            try:
+                records = orphan.records()
+            except (ValueError, TypeError):
+                logger.error("a journal cannot be read; it is set aside as %s", orphan.set_aside())
+                orphan.close()
+                continue
             try:
                 row = f"ledger/{orphan.id}"
                 (applied,) = await self._store.read([row])
                 left: _Totals = {}
                 last = applied
-                for number, changes in orphan.records():
+                for number, changes in records:
                     if number > applied:
                         _merge(left, (Change(*change) for change in changes))
                         last = number

@@ -120,8 +120,8 @@ class Store(Protocol):
         """Keep a new record. Raises `Taken`."""
         ...
 
-    async def replace(self, record: Record) -> bool:
-        """Keep another version of a record, if it is there still. Raises `Taken`."""
+    async def replace(self, record: Record, was: Record) -> bool:
+        """Keep another version of a record if it still is what it `was`: returns whether. Raises `Taken`."""
         ...
 
     async def delete(self, kind: str, id: str) -> bool:

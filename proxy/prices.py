@@ -18,7 +18,6 @@ Not here: how many tokens there were (`usage`), who pays (`quota`).
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ import yaml
 from .limits import MOST
 from .schema import ConfigError, Document, Path, Problem, compose
 from .shapes import mapping, optional, record, row, setting
+from .values import glob
 
 MAX_REMEMBERED = 1024
 """Names whose price is remembered."""
@@ -112,7 +112,7 @@ class Prices:
         self._models = dict(models)
         globs = [name for name in models if "*" in name]
         globs.sort(key=lambda name: (-len(name), "/" not in name))
-        self._patterns = [(_compiled(name), "/" in name, models[name]) for name in globs]
+        self._patterns = [(glob(name), "/" in name, models[name]) for name in globs]
         self._known: dict[str, tuple[Price, bool]] = {}
 
     def __eq__(self, other: object) -> bool:
@@ -146,11 +146,6 @@ class Prices:
             if pattern.match(model) or (qualified and pattern.match(name)):
                 return price, True
         return self._default, False
-
-
-def _compiled(glob: str) -> re.Pattern[str]:
-    """A glob in which only ``*`` is special. It takes no longer than the name's length times its own."""
-    return re.compile(fnmatch.translate(glob.replace("[", "[[]").replace("?", "[?]")))
 
 
 def load(text: str) -> Prices:

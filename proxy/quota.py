@@ -77,8 +77,13 @@ class Quota:
             raise ProxyError(503, "The store of limits was added to the config: that takes a restart.")
         return await Lease(self, self._ledger, holder, exchange).reserve(plan, now)
 
+    def end(self, exchange: Exchange) -> None:
+        """Charge what is left to charge of an exchange that is over."""
+        if exchange.lease is None or not exchange.usage.is_told:
+            self.settle(exchange)
+
     def settle(self, exchange: Exchange) -> None:
-        """Charge what the exchange has used up so far; called at its end, too."""
+        """Charge what the exchange has used up so far."""
         if exchange.method != "POST":
             # What others have used up can be read as often as one likes, the results of a batch for one.
             return
@@ -215,6 +220,8 @@ def _permitted(holder: Holder, plan: Plan, route: Route, exchange: Exchange) -> 
     if route.kind is RouteKind.BATCH and exchange.method == "POST" and holder.metered:
         why = "what a batch costs cannot be seen, so a virtual key with limits on that cannot make one"
         raise _error(Refusal(403, "model_blocked", why))
+    if all(map(holder.allows, plan.targets)):
+        return plan
     reads = exchange.method in ("GET", "HEAD")
     first: Refusal | None = None
 

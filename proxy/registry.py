@@ -31,7 +31,7 @@ import yaml
 
 from . import grants, holders, values
 from .config import Config
-from .entry import IN_WORDS, Entry, Usage, document_of, entry_of, instant, spec_of
+from .entry import IN_WORDS, Entry, Spent, document_of, entry_of, instant, spec_of
 from .errors import ProxyError, Source
 from .grants import KINDS, PREFIX, Holds
 from .limits import Limit
@@ -47,6 +47,9 @@ MAX_NAME = 200
 
 SLICE = 50
 """Entries that are read or shown before others in the event loop get a turn: a few milliseconds."""
+
+TRIES = 10
+"""How often a change is made anew because another worker has changed the record meanwhile."""
 
 MAX_LISTED = 20
 """Names, or problems, that one message lists."""
@@ -75,7 +78,7 @@ class Registry:
             "customer": config.customers,
         }
         self._changing = asyncio.Lock()
-        """Held from the look at a record to its change: neither a rotation nor a change undoes the other."""
+        """Held from the look at a record to its change, so that only other workers can overtake."""
 
     async def entries(self, kind: str, search: str = "") -> list[Entry]:
         """Those of a kind whose name contains `search` in any case, by name."""
@@ -135,25 +138,28 @@ class Registry:
         store = self._writable()
         members = _members(body)
         async with self._changing:
-            there = await self._stored(kind, id)
-            entry = entry_of(there)._replace(updated_at=instant(int(self._clock())))
-            name, holds, spec = await self._read(kind, there, members)
-            document = document_of(spec, entry.created_at, entry.updated_at)
-            await self._replace(store, there._replace(name=name, document=document))
-        return entry._replace(holds=holds)
+            for _ in range(TRIES):
+                there = await self._stored(kind, id)
+                entry = entry_of(there)._replace(updated_at=instant(int(self._clock())))
+                name, holds, spec = await self._read(kind, there, members)
+                document = document_of(spec, entry.created_at, entry.updated_at)
+                if await _replaced(store, there, there._replace(name=name, document=document)):
+                    return entry._replace(holds=holds)
+        raise _overtaken(kind)
 
     async def rotate(self, id: str) -> tuple[Entry, str]:
         """Give a virtual key a new value, in place of its old one."""
         store = self._writable()
         value = holders.new_value()
+        digest = values.digest(value.encode())
         async with self._changing:
-            there = await self._stored("virtual_key", id)
-            entry = entry_of(there)._replace(updated_at=instant(int(self._clock())))
-            document = document_of(spec_of(there), entry.created_at, entry.updated_at)
-            await self._replace(
-                store, there._replace(digest=values.digest(value.encode()), document=document)
-            )
-        return entry, value
+            for _ in range(TRIES):
+                there = await self._stored("virtual_key", id)
+                entry = entry_of(there)._replace(updated_at=instant(int(self._clock())))
+                document = document_of(spec_of(there), entry.created_at, entry.updated_at)
+                if await _replaced(store, there, there._replace(digest=digest, document=document)):
+                    return entry, value
+        raise _overtaken("virtual_key")
 
     async def revoke(self, id: str) -> Entry:
         """Let a virtual key be refused from now on."""
@@ -175,12 +181,12 @@ class Registry:
             if not await store.delete(kind, id):
                 raise _unknown(kind)
 
-    async def used(self, limits: Iterable[Limit]) -> Usage:
+    async def used(self, limits: Iterable[Limit]) -> Spent:
         """What is used up of `limits` now. The store is asked once."""
         now = self._clock()
         names = list(dict.fromkeys(limit.counter(now)[0] for limit in limits))
         counters = await self._store.read(names) if names and self._store is not None else []
-        return Usage(dict(zip(names, counters, strict=True)), now)
+        return Spent(dict(zip(names, counters, strict=True)), now)
 
     def _writable(self) -> Store:
         if self._store is None:
@@ -196,14 +202,6 @@ class Registry:
         if there is None:
             raise _unknown(kind)
         return there
-
-    async def _replace(self, store: Store, changed: Record) -> None:
-        try:
-            there = await store.replace(changed)
-        except Taken:
-            raise _taken(changed.kind, changed.name) from None
-        if not there:
-            raise _unknown(changed.kind)
 
     async def _read(
         self, kind: str, there: Record | None, members: Sequence[_Member]
@@ -275,6 +273,14 @@ class Registry:
         document.problem((f"{kind}_id",), wrong)
 
 
+async def _replaced(store: Store, there: Record, changed: Record) -> bool:
+    """Whether the change was made; False when another worker has changed the record meanwhile."""
+    try:
+        return await store.replace(changed, there)
+    except Taken:
+        raise _taken(changed.kind, changed.name) from None
+
+
 def _members(body: str) -> list[_Member]:
     """The members of a JSON object, repeated ones included. Raises `ProxyError` 400."""
     try:
@@ -333,6 +339,10 @@ def _refused(status: int, message: str) -> ProxyError:
 
 def _unknown(kind: str) -> ProxyError:
     return _refused(404, f"no {IN_WORDS[kind]} has this id")
+
+
+def _overtaken(kind: str) -> ProxyError:
+    return _refused(409, f"others are changing this {IN_WORDS[kind]}; try again")
 
 
 def _taken(kind: str, name: str) -> ProxyError:

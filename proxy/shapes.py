@@ -57,7 +57,7 @@ def number(low: float, high: float = math.inf, *, above: bool = False, whole: bo
     """A decimal number from `low` to `high`; `above` leaves `low` itself out; `whole` makes it an int."""
     fraction = "" if whole else r"(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,3})?"
     pattern = re.compile(r"-?(0|[1-9][0-9]{0,14})" + fraction)
-    limits = f"from {low:g} to {high:g}" if high < math.inf else f"{'above' if above else 'from'} {low:g}"
+    limits = f"from {low:g} to {high:.15g}" if high < math.inf else f"{'above' if above else 'from'} {low:g}"
     wanted = f"wanted a {'whole ' if whole else ''}number {limits}"
 
     def read(document: Document, node: yaml.Node, path: Path) -> Any:

@@ -14,6 +14,8 @@ Not here: which keys there are (`config`).
 
 from __future__ import annotations
 
+import fnmatch
+import functools
 import hashlib
 import ipaddress
 import re
@@ -129,6 +131,10 @@ def dollars(document: Document, node: yaml.Node, path: Path) -> Any:
     return pico
 
 
+VIRTUAL_KEY_PREFIX = "sk-bf-"
+
+_SHORTEST_KEY = 16
+
 LAST_SECOND = 253402300799
 """The end of the year 9999 in UTC, beyond which no time can be written."""
 
@@ -168,7 +174,17 @@ def key_digest(document: Document, node: yaml.Node, path: Path) -> Any:
     if text.startswith("sha256:"):
         return document.problem(path, "wanted sha256: and 64 hexadecimal digits")
     held = secret(document, node, path)
-    return held if held is BROKEN else digest(held.reveal().encode("latin-1"))
+    if held is BROKEN:
+        return held
+    if not held.reveal().startswith(VIRTUAL_KEY_PREFIX) or len(held.reveal()) < _SHORTEST_KEY:
+        return document.problem(path, "wanted a virtual key, as `verbatim-proxy keys new` prints one")
+    return digest(held.reveal().encode("latin-1"))
+
+
+@functools.lru_cache(1024)
+def glob(pattern: str) -> re.Pattern[str]:
+    """A pattern in which only ``*`` is special. It takes no longer than the text's length times its own."""
+    return re.compile(fnmatch.translate(pattern.replace("[", "[[]").replace("?", "[?]")))
 
 
 def provider_name(value: str) -> str:

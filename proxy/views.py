@@ -20,9 +20,9 @@ from typing import Any
 import orjson
 
 from .access import Holder, limits_of
-from .entry import Entry, Usage, instant
+from .entry import Entry, Spent, instant
 from .grants import KINDS, ProviderConfig, VirtualKey
-from .limits import Kind, Limit, dollars, window_start
+from .limits import MOST, Kind, Limit, dollars, window_start
 from .registry import SLICE, Registry
 
 
@@ -37,7 +37,7 @@ async def show(registry: Registry, entries: Sequence[Entry]) -> list[dict[str, A
     return shown
 
 
-def shown_as(entry: Entry, usage: Usage) -> dict[str, Any]:
+def shown_as(entry: Entry, usage: Spent) -> dict[str, Any]:
     holds = entry.holds
     shown: dict[str, Any] = {"id": entry.id, "name": entry.name}
     # The fields of its kind: a key of the config has its digest besides.
@@ -91,7 +91,7 @@ def _inner(holder: Holder, config: ProviderConfig) -> tuple[Limit, ...]:
 
 
 def _group(
-    kind: str, id: str | None, groups: Mapping[str, list[Limit]], usage: Usage
+    kind: str, id: str | None, groups: Mapping[str, list[Limit]], usage: Spent
 ) -> dict[str, Any] | None:
     """The team or the customer of a key; the customer may be the team's, which the key does not name."""
     named = f"{kind}/{id}" if id is not None else None
@@ -109,13 +109,14 @@ def _allowed(config: ProviderConfig) -> dict[str, Any]:
     }
 
 
-def _limits(limits: Iterable[Limit], usage: Usage) -> dict[str, Any]:
+def _limits(limits: Iterable[Limit], usage: Spent) -> dict[str, Any]:
     """The members ``budgets`` and ``rate_limit`` of one owner."""
     budgets: list[dict[str, Any]] = []
     rates: dict[str, Any] = {}
     for limit in limits:
         counter, ends = limit.counter(usage.now)
-        used = usage.counters.get(counter, 0)
+        # Of requests there may be a few more for a moment: those that are being refused.
+        used = min(usage.counters.get(counter, 0), limit.maximum if limit.kind is Kind.REQUESTS else MOST)
         window = {
             "reset_duration": limit.duration,
             "last_reset": instant(window_start(limit.duration, usage.now)),

@@ -89,7 +89,7 @@ def default_of(field: dataclasses.Field[Any]) -> Any:
 
 def load(text: str) -> Config:
     """Load a shipped text, with the variables and files that it names."""
-    environ = dict.fromkeys(re.findall(r"env\.(\w+)", text), "sk-test-shipped")
+    environ = dict.fromkeys(re.findall(r"env\.(\w+)", text), "sk-bf-sk-test-shipped")
     files = {f"/credentials/{name}": "sk-test-shipped\n" for name in re.findall(r"file:(\w+)", text)}
     files["prices.yaml"] = (CONF / "prices.yaml").read_text("utf-8")
     return config.load(text, environ | {"CREDENTIALS_DIRECTORY": "/credentials"}, files.__getitem__)

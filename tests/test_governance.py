@@ -1154,9 +1154,9 @@ class Gated:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
-    async def replace(self, record: Record) -> bool:
+    async def replace(self, record: Record, was: Record) -> bool:
         if self.armed:
             self.armed = False
             self.reached.set()
             await self.go_on.wait()
-        return await self._store.replace(record)
+        return await self._store.replace(record, was)

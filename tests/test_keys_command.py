@@ -44,7 +44,7 @@ ENVIRON = {"KEY": "sk-test-own", "FIXED": "sk-bf-test-fixed"}
 
 VALUE = re.compile("sk-bf-[A-Za-z0-9_-]{43}\n")
 
-SOON = f"every worker follows within {holders.FRESH_SECONDS:g} seconds"
+SOON = f"every worker follows within {holders.CHANGE_SECONDS:g} seconds"
 
 T = TypeVar("T")
 

@@ -274,7 +274,7 @@ def test_a_journal_that_is_renewed_keeps_what_is_left(tmp_path: Path) -> None:
         if journal.is_long:
             turns += 1
             number += 1
-            journal.renew(number, [("left", ENDS, turns)])
+            journal.renew([(number, [("left", ENDS, turns)])])
     journal.write(number + 1, [("b", ENDS, 7)])
     journal.close(keep=True)
     assert read(tmp_path) == [(number, [["left", ENDS, 5]]), (number + 1, [["b", ENDS, 7]])]
@@ -287,10 +287,44 @@ def test_a_worker_killed_while_it_renews_its_journal_counts_nothing_twice(tmp_pa
         journal.write(number, [("a", ENDS, number)])
     (path,) = journals(tmp_path)
     old = path.read_bytes()[:HALF]
-    journal.renew(3, [("a", ENDS, 3)])
+    journal.renew([(3, [("a", ENDS, 3)])])
     journal.close(keep=True)
     path.write_bytes(old + path.read_bytes()[HALF:])
     assert read(tmp_path) == [(3, [["a", ENDS, 3]])]
+
+
+async def test_a_journal_that_cannot_be_read_is_set_aside(
+    store: Faulty, start: Callable[[], Ledger], tmp_path: Path
+) -> None:
+    """One that a power cut has spoilt stops nobody; it is kept for a person."""
+    (tmp_path / "spoilt.unsettled").write_bytes(b"garbage\n")
+    ledger = start()
+    assert await ledger.reserve([charge("r", 1)], below("r", 2))
+    assert (tmp_path / "spoilt.unreadable").read_bytes() == b"garbage\n"
+
+
+@pytest.mark.parametrize("swallowed", [False, True], ids=["not applied", "applied"])
+async def test_a_long_outage_fits_into_the_journal(
+    store: Faulty, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swallowed: bool
+) -> None:
+    """Ten thousand charges while the store is away: the next start makes each of them, once."""
+    monkeypatch.setattr(ledger_room, "RETRY_SECONDS", 60.0)
+    monkeypatch.setattr(ledger_room, "CLOSE_SECONDS", 0.1)
+    first = Ledger(store, Journal(tmp_path))
+    first.start()
+    store.swallow, store.refuse = int(swallowed), int(not swallowed)
+    first.charge([charge("c" * 100, 1)])
+    await until(lambda: first.ill)
+    for _ in range(10_000):
+        first.charge([charge("c" * 100, 1)])
+    await first.close()
+    assert len(journals(tmp_path)) == 1
+    again = Ledger(store, Journal(tmp_path))
+    again.start()
+    await again.reserve([charge("other", 0)], below("other", 9))
+    await again.close()
+    assert await value(store, "c" * 100) == 10_001
+    assert journals(tmp_path) == []
 
 
 def test_a_journal_in_use_is_nobody_else_s(tmp_path: Path) -> None:

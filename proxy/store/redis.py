@@ -53,13 +53,13 @@ _KEPT = 86400
 # Codes that the package keeps only within the server's text, or that a script's error wraps.
 _CODE = re.compile("OOM|MISCONF|NOREPLICAS|READONLY")
 
-# KEYS: records, names, digests. ARGV: id, name, digest or "", record, "new" or "old".
+# KEYS: records, names, digests. ARGV: id, name, digest or "", record, what it was or "" where it is new.
 _KEEP = """
 local held = redis.call('HGET', KEYS[1], ARGV[1])
-if ARGV[5] == 'old' and not held then return 'missing' end
+if ARGV[5] ~= '' and held ~= ARGV[5] then return 'missing' end
 local named = redis.call('HGET', KEYS[2], ARGV[2])
 local bearer = redis.call('HGET', KEYS[3], ARGV[3])
-if ARGV[5] == 'new' and held or named and named ~= ARGV[1] or bearer and bearer ~= ARGV[1] then
+if ARGV[5] == '' and held or named and named ~= ARGV[1] or bearer and bearer ~= ARGV[1] then
     return 'taken'
 end
 if held then
@@ -157,18 +157,16 @@ class RedisStore:
         return sorted(records, key=lambda record: record.name)
 
     async def create(self, record: Record) -> None:
-        await self._put(record, "new")
+        await self._put(record, b"")
 
-    async def replace(self, record: Record) -> bool:
-        return await self._put(record, "old")
+    async def replace(self, record: Record, was: Record) -> bool:
+        return await self._put(record, _held(was))
 
     async def delete(self, kind: str, id: str) -> bool:
         return bool(await self._ask(lambda: self._forget(keys=_hashes(kind), args=[id])))
 
-    async def _put(self, record: Record, state: str) -> bool:
-        digest = "" if record.digest is None else record.digest.hex()
-        held = orjson.dumps([record.id, record.name, digest, record.document])
-        arguments: list[str | bytes] = [record.id, record.name, digest, held, state]
+    async def _put(self, record: Record, was: bytes) -> bool:
+        arguments: list[str | bytes] = [record.id, record.name, _hex(record), _held(record), was]
         answer = await self._ask(lambda: self._keep(keys=_hashes(record.kind), args=arguments))
         if answer == b"taken":
             raise Taken("the name or the digest is another record's")
@@ -218,6 +216,15 @@ def _reason(error: Exception) -> str:
     code = _CODE.search(str(error))
     said = code[0] if code else getattr(error, "status_code", None)
     return f"the server answered {said or type(error).__name__}"
+
+
+def _hex(record: Record) -> str:
+    return "" if record.digest is None else record.digest.hex()
+
+
+def _held(record: Record) -> bytes:
+    """A record as its hash holds it."""
+    return orjson.dumps([record.id, record.name, _hex(record), record.document])
 
 
 def _counter(name: str) -> str:

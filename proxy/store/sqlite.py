@@ -145,10 +145,11 @@ class SqliteStore:
             "INSERT INTO records (kind, id, name, digest, document) VALUES (?, ?, ?, ?, ?)", record
         )
 
-    async def replace(self, record: Record) -> bool:
+    async def replace(self, record: Record, was: Record) -> bool:
         rows = await self._ask(
-            "UPDATE records SET name = ?, digest = ?, document = ? WHERE kind = ? AND id = ? RETURNING id",
-            (record.name, record.digest, record.document, record.kind, record.id),
+            "UPDATE records SET name = ?, digest = ?, document = ?"
+            " WHERE kind = ? AND id = ? AND name = ? AND digest IS ? AND document = ? RETURNING id",
+            (record.name, record.digest, record.document, *was[:2], was.name, was.digest, was.document),
         )
         return bool(rows)
 
@@ -199,11 +200,22 @@ class SqliteStore:
             if lost is not None:
                 # Its file is gone, or another one is in its place: what went into it now would be lost.
                 await self._drop(lost)
-            self._db = await aiosqlite.connect(
-                self._path, factory=_Database, timeout=_BUSY, isolation_level=None
-            )
-            self._file = _file(self._path)
-            return self._db
+            failures: list[Exception] = []
+
+            def database(path: str, *arguments: Any, **options: Any) -> sqlite3.Connection:
+                try:
+                    return _Database(path, *arguments, **options)
+                except (sqlite3.Error, OSError) as error:
+                    # Raised here, it would leave the thread of `aiosqlite` to end when it likes.
+                    failures.append(error)
+                    return sqlite3.connect(":memory:")
+
+            db = await aiosqlite.connect(self._path, factory=database, timeout=_BUSY, isolation_level=None)
+            if failures:
+                await db.close()
+                raise failures[0]
+            self._db, self._file = db, _file(self._path)
+            return db
         finally:
             self._opening = None
 
