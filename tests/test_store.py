@@ -311,6 +311,16 @@ async def test_names_are_kept_apart(store: Store) -> None:
     assert await store.read(names) == [1 << index for index in range(len(names))]
 
 
+async def test_what_is_no_text_is_the_callers_fault(store: Store) -> None:
+    """Half a surrogate pair: that is no `StoreError`, for the store is well, and serves who comes next."""
+    with pytest.raises(UnicodeEncodeError):
+        await store.add(changes(("\ud800", 1), ("a", 1)))
+    with pytest.raises((UnicodeEncodeError, TypeError)):
+        await store.create(record("\ud800"))
+    assert await store.read(["a"]) == [0]
+    assert await store.records("virtual_key") == []
+
+
 async def test_many_calls_at_once_are_all_counted(store: Store) -> None:
     """In one worker; each answer is another number."""
     answers = await asyncio.gather(*(store.add(changes(("a", 1), (f"b{n}", n))) for n in range(200)))

@@ -78,6 +78,18 @@ async def test_a_client_s_credentials_pass_beside_its_virtual_key(
     assert up.requests[0].header("x-bf-vk") is None
 
 
+async def test_what_looks_like_a_key_goes_nowhere_without_one_either(
+    upstream: StartUpstream, proxy: StartProxy
+) -> None:
+    """In a field that carries no credential nobody takes it for one; it stays here all the same."""
+    up = await upstream(GOOD)
+    p = await proxy(up, **holding())
+    fields = [(b"cookie", b"k=" + VALUE.encode()), (b"x-other", VALUE.encode()), (b"x-fine", b"1")]
+    assert (await ask(p, *fields)).status == 200
+    assert b"sk-bf" not in up.requests[0].raw
+    assert up.requests[0].header("x-fine") == b"1"
+
+
 async def test_a_digest_in_the_config_is_enough(upstream: StartUpstream, proxy: StartProxy) -> None:
     """The config need not know the key, only its SHA-256."""
     up = await upstream(GOOD)
@@ -203,6 +215,15 @@ async def test_what_a_key_allows_is_served(upstream: StartUpstream, proxy: Start
         assert (await ask(p, CARRIERS["x-bf-vk"])).status == 200
     if how == "key by name":
         assert {request.header("x-api-key") for request in up.requests} == {b"sk-test-two"}
+
+
+async def test_only_a_star_is_a_pattern(upstream: StartUpstream, proxy: StartProxy) -> None:
+    """Brackets and question marks stand for themselves: model names have them."""
+    up = await upstream(GOOD, GOOD)
+    allowed = {"provider": "anthropic", "allowed_models": ["claude[1m]", "a?b*"]}
+    p = await proxy(up, **holding(provider_configs=[allowed]))
+    for model, status in (("claude[1m]", 200), ("claude1", 403), ("a?bc", 200), ("axbc", 403)):
+        assert (await ask(p, CARRIERS["x-bf-vk"], model=model)).status == status
 
 
 async def test_all_providers_can_be_allowed_at_once(upstream: StartUpstream, proxy: StartProxy) -> None:
