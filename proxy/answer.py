@@ -58,7 +58,7 @@ class Answer:
         self._reused = connection.reused
         self._request: Request | None = request
         self._network = request.network
-        self._hear = request.hear
+        self._hear, self._hear_end = request.hear, request.hear_end
         self._buffer_bytes = request.buffer_bytes
         self._loop = loop
         self._clock = time.monotonic  # What `loop.time` calls; this is done for every event.
@@ -217,6 +217,7 @@ class Answer:
             return
         if self._connection.until_close and told:
             self.ended = True
+            self._hear_end()
             self._settle()
             self._wake()
         else:
@@ -279,6 +280,7 @@ class Answer:
     def _detach(self, connection: Connection) -> None:
         """The answer is over: let the connection go, back to the pool if it is clean."""
         self.ended = True
+        self._hear_end()
         self._connection = None
         connection.detach()
         sending = self.sending

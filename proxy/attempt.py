@@ -121,6 +121,7 @@ class Runner:
             if answered is not None:
                 answered.drop()
             raise
+        tries.end()
         if outcome.answer is None and answered is not None:
             # What the provider last said is worth more to the client than that it then said nothing.
             answered.event = outcome.event
@@ -205,6 +206,7 @@ class Runner:
             buffer_bytes=self._config.side_bytes,
             fresh=fresh or original.upload is not None,
             hear=exchange.usage.feed,
+            hear_end=exchange.usage.end,
         )
 
 

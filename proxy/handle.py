@@ -39,7 +39,7 @@ from .bodies import Bodies
 from .config import Config
 from .errors import ProxyError
 from .exchange import Exchange, Phase
-from .holders import Holders
+from .holders import FRESH_SECONDS, Holders
 from .incoming import Intake, Original
 from .ledger import Ledger
 from .ports import Api, Log, Metrics
@@ -213,6 +213,9 @@ class Handler:
 
         exchange.phase = Phase.READ
         original = await self._intake.read(request, route, outgoing, exchange, config)
+        if holder is not None and self._loop.time() > exchange.started + FRESH_SECONDS:
+            # A body may take its time, and the key be revoked meanwhile.
+            holder = await self._holders.authenticate(outgoing)
         exchange.phase = Phase.PLAN
         chosen = rules.planner.plan(original.wire_format, original.scan, plain=original.plain)
         if outgoing.key_name is not None:

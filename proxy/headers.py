@@ -18,6 +18,7 @@ Not here: the length and the chunking of a body. Those who write a body frame it
 
 from __future__ import annotations
 
+import base64
 import functools
 import operator
 import re
@@ -108,6 +109,9 @@ _SAID = {
 _NAME = operator.itemgetter(0)
 _VALUE = operator.itemgetter(1)
 
+_NOTHING = b"\r\n"
+"""What stands in no field."""
+
 _LINE = b": ".join
 """A field as a line."""
 
@@ -166,7 +170,10 @@ def credential(wire_format: str, key: str) -> tuple[bytes, bytes]:
 class Outgoing:
     """A request's fields, sorted once; each attempt writes its head from them."""
 
-    __slots__ = ("_fates", "_fields", "_named", "_secret", "has_credential", "key_name", "virtual_keys")
+    __slots__ = (
+        *("_fates", "_fields", "_named", "_packed", "_secret"),
+        *("has_credential", "key_name", "virtual_keys"),
+    )
 
     def __init__(self, fields: Fields) -> None:
         self._fields = fields
@@ -178,6 +185,8 @@ class Outgoing:
         """Whether it carries a credential that is no virtual key."""
         self._secret = VIRTUAL_KEY_PREFIX in b"\n".join(map(_VALUE, fields))
         """Whether any field holds a virtual key, known or not."""
+        self._packed = _NOTHING
+        """The value of a field that holds one in a coding."""
         self.key_name: bytes | None = None
         """The name of the provider key that the request asks for."""
         looked_at = map(_LOOKED_AT.__contains__, self._fates)
@@ -186,9 +195,12 @@ class Outgoing:
                 self._named |= _hop_by_hop(value)
             elif fate == _KEY_NAME:
                 self.key_name = value
-            elif fate == _VIRTUAL_KEY or VIRTUAL_KEY_PREFIX in value:
-                before, prefix, rest = value.partition(VIRTUAL_KEY_PREFIX)
-                self.virtual_keys |= {(prefix + rest or before).strip(b" \t\"'")}
+            elif fate == _VIRTUAL_KEY or VIRTUAL_KEY_PREFIX in (plain := _unpacked(value)):
+                plain = value if fate == _VIRTUAL_KEY else plain
+                before, prefix, rest = plain.partition(VIRTUAL_KEY_PREFIX)
+                self.virtual_keys |= {(prefix + rest or before).strip(b" \t\"':")}
+                if plain is not value:
+                    self._packed = value
             else:
                 self.has_credential = True
 
@@ -212,9 +224,9 @@ class Outgoing:
         lines: Iterable[bytes] = map(_LINE, compress(self._fields, map(going.__contains__, self._fates)))
         if self._named:
             lines = _without(self._named, lines)
-        if self._secret:
+        if self._secret or self._packed is not _NOTHING:
             # In a field of any name it is the same secret.
-            lines = [line for line in lines if VIRTUAL_KEY_PREFIX not in line]
+            lines = [line for line in lines if VIRTUAL_KEY_PREFIX not in line and self._packed not in line]
         out = [b"Host: " + host, *lines]
         if identity:
             out.append(b"Accept-Encoding: identity")
@@ -322,6 +334,16 @@ def _escaped(value: str) -> bytes:
         return value.encode("ascii")
     raw = value.encode("utf-8", "surrogatepass")
     return b"".join(bytes((byte,)) if _VISIBLE.fullmatch(chr(byte)) else b"%%%02X" % byte for byte in raw)
+
+
+def _unpacked(value: bytes) -> bytes:
+    """A credential as it is; one of the Basic scheme decoded (RFC 7617 section 2)."""
+    if value[:6].lower() != b"basic ":
+        return value
+    try:
+        return base64.b64decode(value[6:])
+    except ValueError:
+        return value
 
 
 def _hop_by_hop(value: bytes) -> frozenset[bytes]:

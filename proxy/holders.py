@@ -17,6 +17,7 @@ Not here: what a holder may do (`access`), what is used up (`quota`).
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import dataclasses
 import hmac
@@ -41,6 +42,9 @@ STALE_SECONDS = 3600.0
 
 ASK_SECONDS = 1.0
 """While one request asks the store anew, the others go by what was known for so long at most."""
+
+STORE_SECONDS = 10.0
+"""How long the store may take; both stores have shorter times of their own, but a disk may hang."""
 
 CHANGE_SECONDS = FRESH_SECONDS + ASK_SECONDS
 
@@ -119,8 +123,9 @@ class Holders:
         if known is not None and now < known.asked_at + CHANGE_SECONDS:
             self._known[digest] = known._replace(fresh_until=known.asked_at + CHANGE_SECONDS)
         try:
-            holder = await self._find(store, digest)
-        except StoreError:
+            async with asyncio.timeout(STORE_SECONDS):
+                holder = await self._find(store, digest)
+        except (StoreError, TimeoutError):
             if known is not None and now < known.asked_at + STALE_SECONDS:
                 return known.holder
             raise ProxyError(

@@ -19,6 +19,7 @@ Not here: what numbers and changes mean (`ledger`).
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import logging
 import mmap
 import os
@@ -42,9 +43,11 @@ logger = logging.getLogger(__name__)
 class Journal:
     """The journal of this worker; without a directory it keeps nothing."""
 
-    def __init__(self, directory: Path | None) -> None:
+    def __init__(self, directory: Path | None, store: str = "") -> None:
+        """`store` tells the journals of one store from those of another in the same directory."""
         self.id = secrets.token_hex(8)
-        self._path = directory / (self.id + SUFFIX) if directory is not None else None
+        self._suffix = f".{hashlib.sha256(store.encode()).hexdigest()[:8]}{SUFFIX}"
+        self._path = directory / (self.id + self._suffix) if directory is not None else None
         self._file: int | None = None
         self._memory: mmap.mmap | None = None
         self._end = 0
@@ -81,7 +84,7 @@ class Journal:
 
     def orphans(self) -> Iterator[Orphan]:
         """The journals that nobody holds any more; each is to be closed."""
-        for path in sorted(self._path.parent.glob("*" + SUFFIX)) if self._path is not None else ():
+        for path in sorted(self._path.parent.glob("*" + self._suffix)) if self._path is not None else ():
             try:
                 file = _locked(path, 0)
             except OSError:
@@ -144,7 +147,7 @@ class Orphan:
     """The journal of a worker that was killed."""
 
     def __init__(self, path: Path, file: int) -> None:
-        self.id = path.name.removesuffix(SUFFIX)
+        self.id = path.name.partition(".")[0]
         self._path = path
         self._file = file
 

@@ -8,9 +8,10 @@ Rules
   1. The order is drawn once per target, weighted and random; an attempt that loses its key takes
      the next one and never comes back to a lost one.
   2. A key that the provider refused is out for everybody, for a time that doubles with each further refusal
-     and is forgotten with the first success. A 403 takes it out for the one model only. What a route that
-     names no model answers takes no key out: clients could choose paths to that end.
-  3. Each worker learns for itself; a reload forgets.
+     and is forgotten with the first success. A 403 takes it out for the one model only.
+  3. No client can take keys out for others: what a route that names no model answers takes none out, and a
+     request for which every key is refused only those that have not just worked for somebody.
+  4. Each worker learns for itself; a reload forgets.
 
 Not here: header names (`headers`), virtual keys (`holders`).
 """
@@ -27,6 +28,9 @@ COOLING_SECONDS = 5.0
 """How long a key is out after its first refusal."""
 
 MAX_COOLING_SECONDS = 600.0
+
+PROVEN_SECONDS = 30.0
+"""How long a key is known to be good after it has worked."""
 
 MAX_REMEMBERED = 1024
 """Keys and models that are remembered as refused."""
@@ -50,6 +54,8 @@ class Cooling:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
+        self._worked: dict[tuple[str, str], float] = {}
+        """By provider and key: when it worked last."""
         self._refused: dict[tuple[str, str, str], tuple[float, int]] = {}
         """By provider, key and model (``""`` for all): until when it is out, and how often it was refused."""
 
@@ -59,13 +65,14 @@ class Cooling:
             return target.keys
         return [key for key in target.keys if not self._is_out(target, key)]
 
-    def refused(self, target: Target, key: Key, status: str) -> None:
-        """The provider refused `key` for `target` with this status."""
-        if not target.model:
+    def refused(self, target: Target, key: Key, status: str, *, all_were: bool = False) -> None:
+        """The provider refused `key` for `target` with this status, or `all_were` that the request tried."""
+        now = self._clock()
+        proven = self._worked.get((target.provider.name, key.name), -PROVEN_SECONDS)
+        if not target.model or (all_were and now < proven + PROVEN_SECONDS):
             return
         place = (target.provider.name, key.name, target.model if status == "403" else "")
         until, times = self._refused.pop(place, (0.0, 0))
-        now = self._clock()
         if now >= until:
             # Of the requests that were under way together only the first counts.
             until = now + min(COOLING_SECONDS * 2**times, MAX_COOLING_SECONDS)
@@ -76,6 +83,7 @@ class Cooling:
 
     def worked(self, target: Target, key: Key) -> None:
         """The provider took `key` for `target`."""
+        self._worked[target.provider.name, key.name] = self._clock()
         if self._refused:
             self._refused.pop((target.provider.name, key.name, target.model), None)
             self._refused.pop((target.provider.name, key.name, ""), None)

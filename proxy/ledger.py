@@ -24,6 +24,7 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from .journal import Journal
+from .limits import MOST
 from .ports import Change, Store, StoreError
 
 CHARGE_SECONDS = 0.02
@@ -31,6 +32,9 @@ CHARGE_SECONDS = 0.02
 
 RETRY_SECONDS = 1.0
 """How long a store that failed is left alone."""
+
+STORE_SECONDS = 10.0
+"""How long a call may take; both stores have shorter times of their own, but a disk may hang."""
 
 CLOSE_SECONDS = 5.0
 """How long the end waits for the last charges to be taken."""
@@ -205,12 +209,15 @@ class Ledger:
         own = Change(self._row, int(time.time()) + ROW_SECONDS, number - self._applied)
         self._doubtful = number, charges, reserved
         try:
-            *after, applied = await self._store.add([*_changes(totals), own])
-        except StoreError as error:
+            async with asyncio.timeout(STORE_SECONDS):
+                *after, applied = await self._store.add([*_changes(totals), own])
+        except Exception as error:
+            # Whatever it is, nobody waits for ever.
+            reason = str(error) if isinstance(error, StoreError) else type(error).__name__
             for reservation in asking:
                 if not reservation.waiter.done():
-                    reservation.waiter.set_exception(StoreError(str(error)))
-            raise
+                    reservation.waiter.set_exception(StoreError(reason))
+            raise StoreError(reason) from error
         self._doubtful = None
         self._acknowledge(applied, number)
         counters = dict(zip(totals, after, strict=True))
@@ -307,7 +314,7 @@ def _merge(totals: _Totals, changes: Iterable[Change]) -> None:
         if total is None:
             totals[name] = [ends, amount]
         else:
-            total[1] += amount
+            total[1] = max(-MOST, min(total[1] + amount, MOST))
 
 
 def _changes(totals: _Totals) -> list[Change]:

@@ -24,7 +24,10 @@ PICO = 10**12
 """Pico-dollars in a dollar."""
 
 MOST = 10**18
-"""The largest maximum, and the most that one request is charged: a million dollars. Counters have 64 bits."""
+"""The largest maximum of money, a million dollars, and the most that a batch adds. Counters have 64 bits."""
+
+MOST_PER_REQUEST = 10**16
+"""The most that one request is charged, ten thousand dollars: whatever an upstream may report."""
 
 DURATION = re.compile("([1-9][0-9]{0,2})([mhdwMQY])")
 

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from .limits import MOST
+from .limits import MOST_PER_REQUEST
 from .schema import ConfigError, Document, Path, Problem, compose
 from .shapes import mapping, optional, record, row, setting
 from .values import glob
@@ -165,7 +165,7 @@ def _no_files(name: str) -> str:
 
 
 def cost(price: Price, tokens: Mapping[str, int]) -> int:
-    """What tokens, by Anthropic's field names, cost in pico-dollars; at most `limits.MOST`."""
+    """What tokens, by Anthropic's field names, cost in pico-dollars; at most `limits.MOST_PER_REQUEST`."""
     long_written = tokens.get("ephemeral_1h_input_tokens", 0)
     # They are a part of the others, so fewer of those are a contradiction; none of them is free for it.
     written = max(tokens.get("cache_creation_input_tokens", 0), long_written)
@@ -176,4 +176,4 @@ def cost(price: Price, tokens: Mapping[str, int]) -> int:
         + (written - long_written) * price.cache_write
         + long_written * price.cache_write_1h
     )
-    return min(pico, MOST)
+    return min(pico, MOST_PER_REQUEST)

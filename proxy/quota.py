@@ -44,6 +44,9 @@ MAX_RETRY_AFTER = 60
 
 MAX_WARNED = 1024
 
+BYTES_PER_TOKEN = 4
+"""Where no usage is reported. With its head and the frames of a stream it is too much, not too little."""
+
 _TOKENS = (
     "input_tokens",
     "output_tokens",
@@ -62,7 +65,7 @@ class Quota:
         self._allow = config.on_store_failure == "allow"
         self._ledger = ledger
         self._clock = clock
-        self._warned: set[str] = set()
+        self._warned: set[tuple[str, str]] = set()
 
     async def admit(self, holder: Holder, plan: Plan, route: Route, exchange: Exchange) -> Plan:
         """The plan without the targets that are refused. Raises `ProxyError` 402, 403, 429, 503."""
@@ -79,42 +82,63 @@ class Quota:
 
     def end(self, exchange: Exchange) -> None:
         """Charge what is left to charge of an exchange that is over."""
-        if exchange.lease is None or not exchange.usage.is_told:
+        lease, route = exchange.lease, exchange.route
+        if lease is None or not exchange.usage.is_told:
             self.settle(exchange)
+        if lease is None or exchange.tokens or exchange.status != 200 or route is None:
+            return
+        if route.kind is RouteKind.MODEL and not route.label.endswith("/count_tokens"):
+            # The legacy API reports none, a compressed answer hides it, and a cut one has not come to it.
+            self._warn(exchange, "no usage from %s: it is charged by the bytes that passed")
+            self._price(
+                exchange,
+                {
+                    "input_tokens": exchange.bytes_in // BYTES_PER_TOKEN,
+                    "output_tokens": exchange.bytes_out // BYTES_PER_TOKEN,
+                },
+            )
+            lease.charge()
 
     def settle(self, exchange: Exchange) -> None:
         """Charge what the exchange has used up so far."""
-        if exchange.method != "POST":
-            # What others have used up can be read as often as one likes, the results of a batch for one.
+        usage = exchange.usage
+        if exchange.method != "POST" or (usage.is_whole and not usage.ended):
+            # What others have used up can be read as often as one likes, the results of a batch for one. And
+            # a JSON answer that is not whole may have shown what is no usage at all.
             return
-        exchange.tokens = tokens = exchange.usage.counts()
+        self._price(exchange, usage.counts())
+        if exchange.lease is not None:
+            exchange.lease.charge()
+
+    def _price(self, exchange: Exchange, tokens: dict[str, int]) -> None:
+        exchange.tokens = tokens
         target = exchange.target
         if tokens and target is not None and self._prices is not None:
             price, known = self._prices.of(target.provider.name, target.model)
             exchange.cost = cost(price, tokens)
             if not known:
-                self._warn(target.name)
-        if exchange.lease is not None:
-            exchange.lease.charge()
+                self._warn(exchange, "no price for %s: it is charged at the default price")
 
     @property
     def allows_unasked(self) -> bool:
         """Whether requests are allowed while the store cannot be asked."""
         return self._allow
 
-    def now(self) -> float:
-        return self._clock()
-
-    def _warn(self, name: str) -> None:
-        if name not in self._warned and len(self._warned) < MAX_WARNED:
-            self._warned.add(name)
-            logger.warning("no price for %s: it is charged at the default price", ascii(name[:200]))
+    def _warn(self, exchange: Exchange, message: str) -> None:
+        """Log something about a target, once."""
+        name = exchange.target.name[:200] if exchange.target is not None else ""
+        if (message, name) not in self._warned and len(self._warned) < MAX_WARNED:
+            self._warned.add((message, name))
+            logger.warning(message, ascii(name))
 
 
 class Lease:
     """What one admitted request has reserved, and what it has been charged."""
 
-    __slots__ = ("_cost", "_exchange", "_holder", "_ledger", "_quota", "_tokens", "_tried")
+    __slots__ = (
+        *("_cost", "_exchange", "_holder", "_inner", "_ledger"),
+        *("_own", "_quota", "_tokens", "_tried"),
+    )
 
     def __init__(self, quota: Quota, ledger: Ledger, holder: Holder, exchange: Exchange) -> None:
         self._quota = quota
@@ -124,6 +148,9 @@ class Lease:
         self._tokens = 0
         self._cost = 0
         self._tried: set[str] = set()
+        self._own: list[Change] = []
+        self._inner: list[tuple[str, Limit, Change]] = []
+        """The counters of the windows in which it was admitted: all that it uses up is charged there."""
 
     async def reserve(self, plan: Plan, now: float) -> Plan:
         """Count the request, unless a limit is full; returns the plan without the targets that have one."""
@@ -131,8 +158,8 @@ class Lease:
         for limit in own:
             if limit.is_full(now):
                 raise _full(limit, now)
-        reserved = [_change(limit, now, int(limit.kind is Kind.REQUESTS)) for limit in own]
-        inner = self._inner(plan, now) if self._holder.limited_inside else []
+        self._own = reserved = [_change(limit, now, int(limit.kind is Kind.REQUESTS)) for limit in own]
+        self._inner = inner = self._limits_inside(plan, now) if self._holder.limited_inside else []
         blocked: dict[str, Limit] = {}
         first: Limit | None = None
 
@@ -149,42 +176,49 @@ class Lease:
                 first = blocked[plan.targets[0].provider.name]
             return first is None
 
+        asked = [*reserved, *(change for *_, change in inner)] if inner else reserved
         try:
-            asked = [*reserved, *(change for *_, change in inner)] if inner else reserved
             await self._ledger.reserve(asked, judge)
         except StoreError:
             if not self._quota.allows_unasked:
                 raise ProxyError(
                     503, "The limits of this virtual key cannot be looked up now.", headers=(RETRY_SOON,)
                 ) from None
-            self._ledger.charge(reserved)
+            self._ledger.charge(asked)
         if first is not None:
             raise _full(first, now)
         self._exchange.lease = self
         self._exchange.usage.on_sight = self._seen
         if not blocked:
             return plan
+        if plan.targets[0].provider.name in blocked:
+            # It is counted there, and will not go there.
+            self._ledger.charge([change._replace(amount=-change.amount) for *_, change in inner])
+            self._tried.clear()
         return plan.narrowed(
             lambda target: blocked[target.provider.name].code if target.provider.name in blocked else target
         )
 
-    def _inner(self, plan: Plan, now: float) -> list[tuple[str, Limit, Change]]:
-        """The limits for each target's provider alone; of one provider only once."""
-        providers = dict.fromkeys(target.provider.name for target in plan.targets)
+    def _limits_inside(self, plan: Plan, now: float) -> list[tuple[str, Limit, Change]]:
+        """The limits for each provider of the plan alone; at the first one the request is counted already."""
+        first, *others = dict.fromkeys(target.provider.name for target in plan.targets)
+        self._tried.add(first)
         return [
-            (provider, limit, _change(limit, now, 0))
-            for provider in providers
+            (provider, limit, _change(limit, now, int(provider is first and limit.kind is Kind.REQUESTS)))
+            for provider in (first, *others)
             for limit in self._holder.limits_at(provider)
         ]
 
     def begin_attempt(self, provider: str) -> None:
         """The request goes to this provider now; what it is charged there comes on top."""
         self._tokens = self._cost = 0
-        if self._holder.limited_inside and provider not in self._tried:
+        if self._inner and provider not in self._tried:
             self._tried.add(provider)
-            now = self._quota.now()
-            limits = self._holder.limits_at(provider)
-            self._ledger.charge(_change(each, now, 1) for each in limits if each.kind is Kind.REQUESTS)
+            self._ledger.charge(
+                change._replace(amount=1)
+                for name, limit, change in self._inner
+                if name == provider and limit.kind is Kind.REQUESTS
+            )
 
     def charge(self) -> None:
         """Charge what the exchange has used up since the last time."""
@@ -195,12 +229,13 @@ class Lease:
         tokens = sum([seen[name] for name in _TOKENS if name in seen])
         more, cost = tokens - self._tokens, exchange.cost - self._cost
         self._tokens, self._cost = tokens, exchange.cost
-        now = self._quota.now()
+        counters = list(zip(self._holder.limits, self._own, strict=True))
+        if self._inner:
+            counters += [each[1:] for each in self._inner if each[0] == target.provider.name]
         self._ledger.charge(
             [
-                _change(limit, now, cost if limit.kind is Kind.COST else more)
-                for limits in (self._holder.limits, self._holder.limits_at(target.provider.name))
-                for limit in limits
+                Change(name, ends, cost if limit.kind is Kind.COST else more)
+                for limit, (name, ends, _) in counters
                 if limit.kind is not Kind.REQUESTS
             ]
         )

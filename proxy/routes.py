@@ -152,12 +152,19 @@ def _checked(path: bytes) -> bytes:
         # A prefix that is only one after decoding would not be cut off the raw target.
         if not path.startswith(prefix + b"/") and any(read.startswith(prefix + b"/") for read in readings):
             raise _bad_target()
-    return next(filter(_is_model_path, readings), readings[0])
+    return next(filter(_is_known, readings), readings[0])
 
 
-def _is_model_path(read: bytes) -> bool:
-    prefixes = (*PREFIXES.items(), (b"", "anthropic"))
-    return any(read == prefix + path for prefix, wire_format in prefixes for path in MODEL_PATHS[wire_format])
+def _is_known(read: bytes) -> bool:
+    """Whether it is a path that is no open one."""
+    return any(
+        read.startswith(prefix) and _is_known_below(wire_format, read[len(prefix) :])
+        for prefix, wire_format in (*PREFIXES.items(), (b"", "anthropic"))
+    )
+
+
+def _is_known_below(wire_format: str, path: bytes) -> bool:
+    return path in MODEL_PATHS[wire_format] or BATCHES.fullmatch(path) is not None
 
 
 def _readings(path: bytes) -> list[bytes]:

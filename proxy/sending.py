@@ -42,6 +42,8 @@ class Request(NamedTuple):
     """Take no pooled connection: what is sent once cannot be sent again."""
     hear: Callable[[bytes], None]
     """Told of the bytes of the answer's body as they arrive, until they are poured: then the sink is."""
+    hear_end: Callable[[], None]
+    """Told that the body is complete."""
 
     def __repr__(self) -> str:
         # Without the head: it holds a key.

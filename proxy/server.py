@@ -116,7 +116,7 @@ class Server:
         if config.store is not None:
             password = config.store_password.reveal() if config.store_password is not None else None
             self._store = open_store(config.store, password)
-            self._ledger = Ledger(self._store, Journal(self._journal_directory(config.store)))
+            self._ledger = Ledger(self._store, Journal(self._journal_directory(config.store), config.store))
             self._ledger.start()
             metrics.gauge(
                 "verbatim_unsettled_counters",

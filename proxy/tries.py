@@ -18,6 +18,7 @@ import time
 from email.utils import parsedate_to_datetime
 
 from . import headers, keys
+from .config import Key
 from .keys import Cooling
 from .outcome import REFUSED_KEY, SAME_TARGET, Outcome
 from .plan import Target
@@ -35,6 +36,7 @@ class Tries:
         self._rng = rng
         self.lacks_key = bool(target.keys) and not direct and not drawn
         """Whether all keys are out."""
+        self._refused: list[tuple[Key, str]] = []
         self._retries = 0
         self.replayed = False
         self.key = drawn.pop(0) if drawn else None
@@ -45,9 +47,16 @@ class Tries:
             return
         outcome.key = self.key.name
         if outcome.event in REFUSED_KEY:
-            self._cooling.refused(self._target, self.key, outcome.event)
-        elif outcome.answer is not None:
+            self._refused.append((self.key, outcome.event))
+        elif outcome.answer is not None and outcome.answer.status < 500:
             self._cooling.worked(self._target, self.key)
+            self.end(all_were=False)
+
+    def end(self, *, all_were: bool = True) -> None:
+        """Take the refused keys out; unless another one then worked, it may have been the request."""
+        for key, status in self._refused:
+            self._cooling.refused(self._target, key, status, all_were=all_were)
+        self._refused.clear()
 
     def wait_after(self, outcome: Outcome) -> float | None:
         """Seconds to wait before the target is tried again with `key`; None when it is not."""

@@ -164,7 +164,7 @@ _OBJECT = re.compile(
 class Usage:
     """Feed it what passes; ask `counts` at the end, or at any time."""
 
-    __slots__ = ("_carry", "_firsts", "_mark", "_overlap", "_seen", "_shape", "on_sight")
+    __slots__ = ("_carry", "_firsts", "_mark", "_overlap", "_seen", "_shape", "ended", "is_whole", "on_sight")
 
     def __init__(self, wire_format: str = "anthropic", on_sight: Callable[[], None] | None = None) -> None:
         self._shape = shape = SHAPES[wire_format]
@@ -177,7 +177,10 @@ class Usage:
         self._firsts: int | None = None
         """As in the shape, but 0 in a JSON answer: what comes first there may be the input of a tool."""
         self.on_sight = on_sight
-        """Called once after each chunk that may have changed the counts."""
+        """Called after each chunk of a stream that may have changed the counts; at a JSON answer's end."""
+        self.is_whole = False
+        """Whether it is a JSON answer. Its own usage is the last one in it, so only its end is sure."""
+        self.ended = False
 
     def feed(self, chunk: bytes) -> None:
         """Look at one chunk; a mark or an object may be split over chunks."""
@@ -192,7 +195,8 @@ class Usage:
     def _look(self, data: bytes, at: int) -> bytes:
         """Take the objects behind the marks, of which `at` is the first; returns one that is not whole."""
         if self._firsts is None and (first := data.lstrip()[:1]):
-            self._firsts = 0 if first == b"{" else self._shape.firsts
+            self.is_whole = first == b"{"
+            self._firsts = 0 if self.is_whole else self._shape.firsts
         if at < 0:
             return b""
         shape = self._shape
@@ -214,7 +218,7 @@ class Usage:
             at = data.rfind(shape.mark)
             if len(data) - at >= _WINDOW or not shape.may_begin.match(data, at):
                 at = len(data)
-        if changed and self.on_sight is not None:
+        if changed and not self.is_whole and self.on_sight is not None:
             self.on_sight()
         return data[at:]
 
@@ -227,10 +231,16 @@ class Usage:
         self._seen.append(text)
         return True
 
+    def end(self) -> None:
+        """All of it has passed."""
+        self.ended = True
+        if self.is_whole and self.on_sight is not None:
+            self.on_sight()
+
     @property
     def is_told(self) -> bool:
         """Whether `on_sight` was called after all that `counts` has; False where that is not sure."""
-        return len(self._carry) < len(self._mark)
+        return self.ended if self.is_whole else len(self._carry) < len(self._mark)
 
     def counts(self) -> dict[str, int]:
         """Tokens by Anthropic's field names, later ones over earlier; empty when none were seen."""

@@ -297,10 +297,14 @@ async def test_a_journal_that_cannot_be_read_is_set_aside(
     store: Faulty, start: Callable[[], Ledger], tmp_path: Path
 ) -> None:
     """One that a power cut has spoilt stops nobody; it is kept for a person."""
-    (tmp_path / "spoilt.unsettled").write_bytes(b"garbage\n")
+    spoilt = Journal(tmp_path)
+    spoilt.write(1, [("a", ENDS, 1)])
+    spoilt.close(keep=True)
+    (path,) = journals(tmp_path)
+    path.write_bytes(b"garbage\n")
     ledger = start()
     assert await ledger.reserve([charge("r", 1)], below("r", 2))
-    assert (tmp_path / "spoilt.unreadable").read_bytes() == b"garbage\n"
+    assert path.with_suffix(".unreadable").read_bytes() == b"garbage\n"
 
 
 @pytest.mark.parametrize("swallowed", [False, True], ids=["not applied", "applied"])

@@ -65,7 +65,9 @@ async def test_a_reader_that_catches_up_at_once_gets_the_rest() -> None:
     connection.connection_made(transport)
     network = NetworkConfig(idle_timeout=60)
     answer = Answer(
-        connection, Request(origin, "GET", b"", None, False, network, 65536, False, lambda data: None), loop
+        connection,
+        Request(origin, "GET", b"", None, False, network, 65536, False, lambda data: None, lambda: None),
+        loop,
     )
     started = loop.create_task(answer.start())
     await asyncio.sleep(0)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy import prices
-from proxy.limits import MOST, dollars
+from proxy.limits import MOST_PER_REQUEST, dollars
 from proxy.prices import Listed, Price, PriceList, Prices, cost
 from proxy.schema import ConfigError
 
@@ -227,9 +227,9 @@ def test_a_message_costs_what_its_bill_says() -> None:
 def test_no_request_costs_more_than_a_counter_holds() -> None:
     """A hostile count is charged as the most that there is; one below it is exact."""
     dear = Price(*[999_999_999_999] * 5)
-    assert cost(dear, {"input_tokens": 10**15 - 1, "output_tokens": 10**15 - 1}) == MOST
-    assert cost(Price(1, 0, 0, 0, 0), {"input_tokens": MOST}) == MOST
-    assert cost(Price(1, 0, 0, 0, 0), {"input_tokens": MOST - 1}) == MOST - 1
+    assert cost(dear, {"input_tokens": 10**15 - 1, "output_tokens": 10**15 - 1}) == MOST_PER_REQUEST
+    assert cost(Price(1, 0, 0, 0, 0), {"input_tokens": MOST_PER_REQUEST}) == MOST_PER_REQUEST
+    assert cost(Price(1, 0, 0, 0, 0), {"input_tokens": MOST_PER_REQUEST - 1}) == MOST_PER_REQUEST - 1
 
 
 COUNT = st.integers(0, 10**6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections.abc import Mapping
@@ -25,6 +26,8 @@ CARRIERS = {
     "x-api-key": (b"X-Api-Key", VALUE.encode()),
     "x-goog-api-key": (b"x-goog-api-key", VALUE.encode()),
     "api-key": (b"api-key", VALUE.encode()),
+    "basic": (b"Authorization", b"Basic " + base64.b64encode(f"any:{VALUE}".encode())),
+    "basic, as curl -u has it": (b"Authorization", b"basic " + base64.b64encode(f"{VALUE}:".encode())),
 }
 
 
@@ -60,6 +63,7 @@ async def test_a_key_is_taken_wherever_clients_put_it_and_stays_here(
     assert response.status == 200
     (request,) = up.requests
     assert b"sk-bf" not in request.raw
+    assert b"asic " not in request.raw
     assert request.header("x-api-key") == (b"sk-test-main" if own_keys else None)
     line = await p.line()
     assert (line["virtual_key"], line["key"]) == ("alice", "main" if own_keys else "")

@@ -5,13 +5,15 @@ Facts
     are never numbers there.
   - What stands between MULTI and EXEC is sent at once and done without anything in between, or not at all
     (redis.io/docs/interact/transactions).
-  - `redis` asks ten times by default: a change whose answer was lost would be made again.
+  - `Redis` asks up to ten times by default: a change whose answer was lost would be made again.
+  - A Redis that is killed loses what ``appendfsync`` allows: with ``everysec``, up to two seconds of answers
+    (redis.io/docs/management/persistence).
   - An error about an unknown command repeats its arguments, and those of AUTH are the password.
 
 Rules
   1. Everything is under ``verbatim:``. Of each kind of record there are three hashes: id -> record,
-     name -> id, digest -> id. Only the script `_KEEP` and `_FORGET` change them.
-  2. Nothing is asked twice. After a failure the connections are made anew.
+     name -> id, digest -> id. Only the scripts `_KEEP` and `_FORGET` change them.
+  2. Nothing is asked twice. A connection that failed is made anew.
   3. The server's own words about an error go nowhere, only its code.
 
 Not here: when to ask (`ledger`). A Redis that evicts keys (``maxmemory-policy``) forgets what was spent.
