@@ -107,10 +107,6 @@ _SAID = {
 }
 
 _NAME = operator.itemgetter(0)
-_VALUE = operator.itemgetter(1)
-
-_NOTHING = b"\r\n"
-"""What stands in no field."""
 
 _LINE = b": ".join
 """A field as a line."""
@@ -171,26 +167,22 @@ class Outgoing:
     """A request's fields, sorted once; each attempt writes its head from them."""
 
     __slots__ = (
-        *("_fates", "_fields", "_named", "_packed", "_secret"),
+        *("_fates", "_fields", "_named"),
         *("has_credential", "key_name", "virtual_keys"),
     )
 
     def __init__(self, fields: Fields) -> None:
         self._fields = fields
-        self._fates = tuple(map(_out, map(_NAME, fields)))
+        self._fates = fates = list(map(_out, map(_NAME, fields)))
         self._named: frozenset[bytes] = frozenset()
         self.virtual_keys: frozenset[bytes] = frozenset()
         """The virtual keys that the request carries, wherever clients put one; one key twice is one."""
         self.has_credential = False
         """Whether it carries a credential that is no virtual key."""
-        self._secret = VIRTUAL_KEY_PREFIX in b"\n".join(map(_VALUE, fields))
-        """Whether any field holds a virtual key, known or not."""
-        self._packed = _NOTHING
-        """The value of a field that holds one in a coding."""
         self.key_name: bytes | None = None
         """The name of the provider key that the request asks for."""
-        looked_at = map(_LOOKED_AT.__contains__, self._fates)
-        for (_, value), fate in compress(zip(fields, self._fates, strict=True), looked_at):
+        for place in compress(range(len(fates)), map(_LOOKED_AT.__contains__, fates)):
+            fate, value = fates[place], fields[place][1]
             if fate == _CONNECTION:
                 self._named |= _hop_by_hop(value)
             elif fate == _KEY_NAME:
@@ -199,8 +191,7 @@ class Outgoing:
                 plain = value if fate == _VIRTUAL_KEY else plain
                 before, prefix, rest = plain.partition(VIRTUAL_KEY_PREFIX)
                 self.virtual_keys |= {(prefix + rest or before).strip(b" \t\"':")}
-                if plain is not value:
-                    self._packed = value
+                fates[place] = _STAYS
             else:
                 self.has_credential = True
 
@@ -224,9 +215,6 @@ class Outgoing:
         lines: Iterable[bytes] = map(_LINE, compress(self._fields, map(going.__contains__, self._fates)))
         if self._named:
             lines = _without(self._named, lines)
-        if self._secret or self._packed is not _NOTHING:
-            # In a field of any name it is the same secret.
-            lines = [line for line in lines if VIRTUAL_KEY_PREFIX not in line and self._packed not in line]
         out = [b"Host: " + host, *lines]
         if identity:
             out.append(b"Accept-Encoding: identity")
@@ -237,7 +225,11 @@ class Outgoing:
         elif length is not None:
             out.append(b"Content-Length: %d" % length)
         out.append(b"")
-        return b"\r\n".join(out)
+        head = b"\r\n".join(out)
+        if VIRTUAL_KEY_PREFIX not in head:
+            return head
+        # In a field of any name, of a client without one or with another, it is a secret all the same.
+        return b"\r\n".join(line for line in out if VIRTUAL_KEY_PREFIX not in line)
 
 
 class Head:
