@@ -82,22 +82,18 @@ class Quota:
 
     def end(self, exchange: Exchange) -> None:
         """Charge what is left to charge of an exchange that is over."""
-        lease, route = exchange.lease, exchange.route
+        lease = exchange.lease
         if lease is None or not exchange.usage.is_told:
             self.settle(exchange)
-        if lease is None or exchange.tokens or exchange.status != 200 or route is None:
+        if lease is None:
             return
-        if route.kind is RouteKind.MODEL and not route.label.endswith("/count_tokens"):
-            # The legacy API reports none, a compressed answer hides it, and a cut one has not come to it.
+        if _reports_nothing(exchange):
             self._warn(exchange, "no usage from %s: it is charged by the bytes that passed")
-            self._price(
-                exchange,
-                {
-                    "input_tokens": exchange.bytes_in // BYTES_PER_TOKEN,
-                    "output_tokens": exchange.bytes_out // BYTES_PER_TOKEN,
-                },
-            )
+            taken, given = exchange.bytes_in // BYTES_PER_TOKEN, exchange.bytes_out // BYTES_PER_TOKEN
+            self._price(exchange, {"input_tokens": taken, "output_tokens": given})
             lease.charge()
+        # They hold each other: a cycle.
+        exchange.lease = exchange.usage.on_sight = None
 
     def settle(self, exchange: Exchange) -> None:
         """Charge what the exchange has used up so far."""
@@ -243,6 +239,17 @@ class Lease:
     def _seen(self) -> None:
         # At once: who is killed in the next moment has charged it.
         self._quota.settle(self._exchange)
+
+
+def _reports_nothing(exchange: Exchange) -> bool:
+    """Whether a model has answered, and nothing was seen of what that used up.
+
+    The legacy API may report none, a compressed answer hides it, and a cut one has not come to it.
+    """
+    route = exchange.route
+    if exchange.tokens or exchange.status != 200 or route is None or route.kind is not RouteKind.MODEL:
+        return False
+    return not route.label.endswith("/count_tokens")
 
 
 def _change(limit: Limit, now: float, amount: int) -> Change:

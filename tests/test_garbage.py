@@ -6,6 +6,7 @@ The collector runs seldom on purpose (`proxy.__main__`), so a cycle per request 
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 
 import pytest
 from rawclient import asked, post
@@ -51,17 +52,32 @@ KINDS: dict[str, tuple[list[bytes | Step], bool, int]] = {
 }
 
 
+KEY = b"sk-bf-sk-test-garbage"
+LIMITS = {"token_max_limit": 10**9, "token_reset_duration": "1Y"}
+
+
+@pytest.mark.parametrize("limited", [False, True], ids=["anonymous", "with limits"])
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_request_leaves_no_cycle(upstream: StartUpstream, proxy: StartProxy, kind: str) -> None:
+async def test_a_request_leaves_no_cycle(
+    upstream: StartUpstream, proxy: StartProxy, tmp_path: Path, kind: str, limited: bool
+) -> None:
     """After the first requests on a connection, nothing of the proxy's own is left to collect."""
     steps, stream, status = KINDS[kind]
     up = await upstream(*steps * (ROUNDS + 3))
     network = {"retry_backoff_initial": 0.001, "retry_backoff_max": 0.001, "first_byte_timeout": 0.05}
-    p = await proxy(up, network=network)
+    key = {"value": "env.KEY", "allow_all_providers": True, "rate_limit": LIMITS}
+    p = await proxy(
+        up,
+        network=network,
+        store=f"sqlite:{tmp_path}/state.db",
+        virtual_keys={"it": key},
+        environ={"KEY": KEY.decode()},
+    )
+    fields = [(b"x-bf-vk", KEY)] if limited else []
 
     async def ask() -> None:
         client = await p.connect()
-        await client.send(post(MESSAGES, asked(stream=stream)))
+        await client.send(post(MESSAGES, asked(stream=stream), fields))
         assert (await client.response()).status == status
         await p.line()
 
