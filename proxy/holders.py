@@ -137,8 +137,8 @@ class Holders:
             self._unknown[digest] = self._clock() + FRESH_SECONDS
             raise _unknown()
         _bound(self._known)
-        asked_at = self._clock()
-        self._known[digest] = _Known(holder, digest, asked_at + FRESH_SECONDS, asked_at)
+        # By when it was asked: what a slow store answers was so then.
+        self._known[digest] = _Known(holder, digest, now + FRESH_SECONDS, now)
         return holder
 
     async def _find(self, store: Store, digest: bytes) -> Holder | None:

@@ -247,9 +247,11 @@ def _reports_nothing(exchange: Exchange) -> bool:
     The legacy API may report none, a compressed answer hides it, and a cut one has not come to it.
     """
     route = exchange.route
-    if exchange.tokens or exchange.status != 200 or route is None or route.kind is not RouteKind.MODEL:
+    if exchange.tokens or route is None or route.kind is not RouteKind.MODEL:
         return False
-    return not route.label.endswith("/count_tokens")
+    # Upstream's status: an early stream is our own 200, whatever comes of it.
+    answered = bool(exchange.attempts) and exchange.attempts[-1][1] == "200" and exchange.status == 200
+    return answered and not route.label.endswith("/count_tokens")
 
 
 def _change(limit: Limit, now: float, amount: int) -> Change:

@@ -100,6 +100,18 @@ async def test_a_revoked_key_is_refused_three_seconds_later_whoever_asks_first(
     assert (said.count("active") > 0) is (seconds < holders.CHANGE_SECONDS)
 
 
+async def test_what_a_slow_store_says_is_as_old_as_the_question(asking: Asking) -> None:
+    """A key that is revoked while its look-up takes two seconds is not good for three more."""
+    asking.store.gate.clear()
+    slow = asyncio.ensure_future(asking.ask())
+    await asyncio.sleep(0.01)
+    asking.now += holders.FRESH_SECONDS
+    asking.store.gate.set()
+    assert await slow == "active"
+    asking.store.there = record(is_active=False)
+    assert await asking.ask() == "inactive"
+
+
 async def test_while_the_store_is_away_who_was_known_stays_known(asking: Asking) -> None:
     """For an hour; who was not known before cannot be."""
     asking.store.away = True

@@ -99,6 +99,22 @@ async def test_what_reports_no_usage_is_not_free(
     assert p.log_text.count("no usage from 'anthropic/claude-2'") == 1
 
 
+async def test_an_early_stream_that_failed_costs_nothing(upstream: StartUpstream, governed: Governed) -> None:
+    """Its 200 is the proxy's own: nobody has answered."""
+
+    async def refuses_late(conn: Conn) -> None:
+        await conn.request()
+        await asyncio.sleep(0.2)
+        await conn.send(refusal(529))
+
+    up = await upstream(raw(refuses_late))
+    p = await governed(up, alice=budget(10**9), early_stream_after=0.05)
+    response = await ask(p, stream=True)
+    assert (response.status, b"event: error" in response.body) == (200, True)
+    assert (await p.line())["cost"] == "0"
+    assert (await governed.counters(p))["virtual_key/alice cost"] == 0
+
+
 async def test_counting_tokens_costs_none(upstream: StartUpstream, governed: Governed) -> None:
     """Its answer has a number of tokens, which nobody has used."""
     up = await upstream(answer(body=b'{"input_tokens":2095}'))
