@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from typing import Any
 
 import orjson
@@ -10,6 +11,7 @@ import pytest
 
 from proxy import config, holders, values
 from proxy.errors import ProxyError
+from proxy.grants import Team
 from proxy.headers import Outgoing
 from proxy.holders import Holders
 from proxy.ports import Record, StoreError
@@ -146,6 +148,15 @@ async def test_without_the_team_or_customer_that_it_names_a_key_is_not_active(
     asking.holders.forget()
     asking.store.groups[f"{group}/gone"] = record()._replace(kind=group, digest=None)
     assert await asking.ask() == "active"
+
+
+async def test_a_reload_is_at_once_true_for_keys_of_the_store(asking: Asking) -> None:
+    """Their teams may stand in the config."""
+    asking.store.there = record(team_id="red")
+    asking.holders.use(dataclasses.replace(CONFIG, teams={"red": Team("red")}))
+    assert await asking.ask() == "active"
+    asking.holders.use(CONFIG)
+    assert await asking.ask() == "inactive"
 
 
 async def test_what_is_remembered_is_bounded(asking: Asking, monkeypatch: pytest.MonkeyPatch) -> None:

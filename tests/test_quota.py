@@ -198,7 +198,7 @@ async def test_a_target_whose_budget_is_spent_is_passed_over(
 ) -> None:
     """The next target serves; when every one is spent the first refusal is the answer."""
     up, backup = await upstream(GOOD), await upstream(GOOD, GOOD)
-    configs = [{**ALL[0], **budget(COST)}, {**ALL[1], **rate(requests=2)}]
+    configs = [{**ALL[0], **budget(COST), **rate(requests=9)}, {**ALL[1], **rate(requests=2)}]
     p = await governed(providers={"anthropic": up, "backup": backup}, alice={"provider_configs": configs})
     tried = []
     for _ in range(4):
@@ -212,6 +212,7 @@ async def test_a_target_whose_budget_is_spent_is_passed_over(
     assert (response.status, said(response)[:17]) == (402, "budget_exceeded: ")
     assert await governed.counters(p) == {
         "virtual_key/alice/anthropic cost": COST * 10**6,
+        "virtual_key/alice/anthropic requests": 1,
         "virtual_key/alice/backup requests": 2,
     }
 
@@ -233,6 +234,32 @@ async def test_a_provider_that_failed_is_counted_as_asked(
         "virtual_key/alice/backup requests": 1,
         "virtual_key/alice/backup cost": COST * 10**6,
     }
+
+
+async def test_what_a_failed_attempt_reported_is_charged_too(
+    upstream: StartUpstream, governed: Governed
+) -> None:
+    """Upstream will bill it: the sum is that of all attempts."""
+    up, backup = await upstream(answer(500, [JSON_TYPE], MESSAGE)), await upstream(GOOD)
+    p = await governed(providers={"anthropic": up, "backup": backup}, alice=budget(10**9))
+    assert (await ask(p, fallbacks=["backup/claude-2"])).status == 200
+    assert await governed.counters(p) == {"virtual_key/alice cost": 2 * COST * 10**6}
+
+
+async def test_who_is_refused_does_not_keep_the_store_busy(
+    upstream: StartUpstream, governed: Governed
+) -> None:
+    """For a second a full limit is taken for full, without a look."""
+    up = await upstream(GOOD)
+    p = await governed(up, alice=budget(COST))
+    assert (await ask(p)).status == 200
+    await governed.counters(p)
+    assert (await ask(p)).status == 402
+    await governed.counters(p)
+    store = p.server._store
+    assert store is not None
+    store.add = _fails  # type: ignore[method-assign]
+    assert [(await ask(p)).status for _ in range(5)] == [402] * 5
 
 
 async def test_no_limit_is_passed_by_more_than_what_is_in_flight(
@@ -391,7 +418,7 @@ async def test_without_the_store(
     """Who has limits is refused or allowed, as configured; who has none goes on; then all is well again."""
     up = await upstream(*[GOOD] * 5)
     up.allow_unused = True
-    p = await governed(up, alice=budget(10**9), on_store_failure=choice)
+    p = await governed(up, alice={**budget(10**9), **rate(requests=100)}, on_store_failure=choice)
     assert (await ask(p)).status == 200
     assert (await governed.counters(p))["virtual_key/alice cost"] == COST * 10**6
     store = p.server._store
@@ -406,7 +433,9 @@ async def test_without_the_store(
         while (await ask(p)).status != 200:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     allowed = 3 if choice == "allow" else 2
-    assert (await governed.counters(p))["virtual_key/alice cost"] == allowed * COST * 10**6
+    counters = await governed.counters(p)
+    assert counters["virtual_key/alice cost"] == allowed * COST * 10**6
+    assert counters["virtual_key/alice requests"] == allowed
     assert "the store cannot be asked: " in p.log_text
     assert p.log_text.count("the store can be asked again") == 1
 

@@ -10,7 +10,7 @@ from collections import Counter
 import crowd
 import pytest
 from backends import backend
-from rawclient import asked, post
+from rawclient import asked, get, post
 from running import StartProxy, StartUpstream, keyed
 from scripted import JSON_TYPE, MESSAGE, Conn, Request, answer, head, raw, refusal
 from test_quota import ALICE, BOB, COST, GOOD, MESSAGES, Governed, ask, budget, governed, rate, said
@@ -112,6 +112,16 @@ async def test_an_early_stream_that_failed_costs_nothing(upstream: StartUpstream
     response = await ask(p, stream=True)
     assert (response.status, b"event: error" in response.body) == (200, True)
     assert (await p.line())["cost"] == "0"
+    assert (await governed.counters(p))["virtual_key/alice cost"] == 0
+
+
+async def test_reading_what_others_used_up_costs_nothing(upstream: StartUpstream, governed: Governed) -> None:
+    """The results of a batch are full of usages, however often they are read."""
+    line = b'{"custom_id":"a","result":{"message":{"usage":{"input_tokens":9,"output_tokens":9}}}}\n'
+    up = await upstream(answer(body=line * 3))
+    p = await governed(up, alice=budget(10**9))
+    path = MESSAGES + "/batches/msgbatch_1/results"
+    assert (await p.ask(get(path, [ALICE]), "GET")).status == 200
     assert (await governed.counters(p))["virtual_key/alice cost"] == 0
 
 
