@@ -15,9 +15,12 @@ Pure: bytes and values in, bytes and values out. No asyncio, no clock, no I/O.
   results     ``results_url`` of batches         framing    where an upstream answer ends
   grants      virtual keys, teams, customers   access     what they allow
   limits      windows and their counters       prices     what tokens cost
+  job         requests that are answered later  order     what of them is asked and kept
+  poll        how they look                    hooks      how their end is told
 
 Path: what a request walks through.
   exchange    one request's record             handle     THE PATH, read top to bottom
+  rules       what a config means for it       work       a job on the path
   incoming    the request and its body         bodies     the cap over all held ones
   holders     virtual key -> who holds it      quota      admit, charge
   ledger      changes of counters, in batches  journal    those that are not taken yet
@@ -28,12 +31,13 @@ Path: what a request walks through.
   answer      one upstream answer: waiting for it, reading it
   relay       an answer goes downstream         reply      one downstream answer as bytes
   pulse       when a ping is due               scanner    large bodies are scanned aside
-  ports       what the path asks of the house
+  jobs        submit, poll, cancel             ports      what the path asks of the house
 
 House: around it.
   server      start, reload, stop              listener   sockets, accepting
   door        one downstream connection        systemd    what it hands over and is told
   store       SQLite and Redis                 registry   making and changing virtual keys
+  dispatcher  claims jobs, has them done       webhooks   tells their ends
   entry       one of them, or a team           views      how they are shown
   governance  ``/api/governance/*``            keycommand  ``verbatim-proxy keys``
   metrics     ``/metrics``                     accesslog  one line per request

@@ -141,6 +141,8 @@ def line(exchange: Exchange) -> bytes:
         "key": exchange.key,
         "upstream_request_id": _text(exchange.upstream_id),
     }
+    if exchange.job:
+        out["job"] = _text(exchange.job)
     if exchange.error:
         out["error"] = _text(exchange.error)
     return orjson.dumps(out) + b"\n"

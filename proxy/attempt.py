@@ -207,6 +207,7 @@ class Runner:
             fresh=fresh or original.upload is not None,
             hear=exchange.usage.feed,
             hear_end=exchange.usage.end,
+            about_to_send=original.about_to_send,
         )
 
 

@@ -37,6 +37,16 @@ class Bodies:
         self.bytes += size
         exchange.held += size
 
+    def grow(self, exchange: Exchange, size: int) -> None:
+        """Count `size` bytes that are kept whether there is room or not: they have been paid for."""
+        self.bytes += size
+        exchange.held += size
+
+    @property
+    def half_full(self) -> bool:
+        """Whether nothing should be begun now that can wait."""
+        return self.bytes * 2 >= self.limit
+
     def let_go(self, exchange: Exchange, size: int | None = None) -> None:
         """So many bytes of this request are not held any more; None is all of them."""
         size = exchange.held if size is None else size

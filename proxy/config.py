@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from . import grants, prices, providers, values
+from . import grants, hooks, job, prices, providers, values
 from .grants import ConfiguredKey, Customer, Team
 from .prices import Prices
 from .providers import Key, NetworkConfig, Provider
@@ -55,15 +55,6 @@ def _price_list(document: Document, node: yaml.Node, path: Path) -> Any:
             raise ValueError(f"in {printable(name)}: {error.problems[0]}{more}") from None
 
     return text(read)(document, node, path)
-
-
-def _one_of(words: tuple[str, ...]) -> Callable[[str], str]:
-    def check(value: str) -> str:
-        if value not in words:
-            raise ValueError(f"wanted {' or '.join(words)}")
-        return value
-
-    return check
 
 
 _SECONDS = number(0, above=True)
@@ -156,9 +147,19 @@ class Config:
     )
     on_store_failure: str = setting(
         "refuse",
-        text(_one_of(_STORE_FAILURES)),
+        text(values.one_of(_STORE_FAILURES)),
         "refuse or allow: what happens to requests that have a limit while the store cannot be asked."
         " What is allowed then is counted when the store is back.",
+    )
+    jobs: job.Settings = setting(
+        job.Settings(),
+        record(job.Settings),
+        "Requests that are answered later (x-bf-async: true). They need a store.",
+    )
+    webhooks: Mapping[str, hooks.Webhook] = setting(
+        _NOTHING,
+        mapping(values.own_name, record(hooks.Webhook)),
+        "Who is told of the ends of jobs, by name; a request names one in x-bf-async-webhook.",
     )
     admin_key: Secret | None = field(
         default=None,

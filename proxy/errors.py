@@ -3,6 +3,8 @@
 Facts
   - Anthropic's error body is ``{"type":"error","error":{"type":T,"message":M},"request_id":R}``
     and ``R`` equals the ``request-id`` response header (platform.claude.com, API errors page).
+  - OpenAI's is ``{"error":{"message":M,"type":T,"param":null,"code":null}}`` (openai/openai-openapi,
+    schema ErrorResponse).
   - SDKs choose the exception class by status, and read ``error.type`` for mid-stream errors,
     where the status is already 200.
 
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import enum
 import errno
+import traceback
 
 import orjson
 
@@ -27,6 +30,11 @@ EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 RETRY_SOON = (b"retry-after", b"1")
 """A field of a 503 that will have passed in a moment."""
+
+
+def frames(failure: BaseException) -> str:
+    """An exception that nobody expected, for the log. Frames only: its text may hold what a client sent."""
+    return f"{type(failure).__name__}\n{''.join(traceback.format_tb(failure.__traceback__))}"
 
 
 class Source(enum.Enum):
@@ -80,11 +88,19 @@ ANTHROPIC_TYPES = {
 """``error.type`` by status; other 4xx are ``invalid_request_error``, other 5xx ``api_error``."""
 
 
-def body(error: ProxyError, request_id: str) -> bytes:
+OPENAI_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
+"""The same of OpenAI; other 4xx are ``invalid_request_error``, other 5xx ``server_error``."""
+
+
+def body(error: ProxyError, request_id: str, wire_format: str = "anthropic") -> bytes:
     """`error` as the JSON body of an answer, or as the data of an SSE ``error`` event."""
-    other = "invalid_request_error" if error.status < 500 else "api_error"
     message = error.message.encode("utf-8", "replace").decode()
-    details = {"type": ANTHROPIC_TYPES.get(error.status, other), "message": message}
+    own = error.status >= 500
+    if wire_format != "anthropic":
+        kind = OPENAI_TYPES.get(error.status, "server_error" if own else "invalid_request_error")
+        return orjson.dumps({"error": {"message": message, "type": kind, "param": None, "code": None}})
+    kind = ANTHROPIC_TYPES.get(error.status, "api_error" if own else "invalid_request_error")
+    details = {"type": kind, "message": message}
     return orjson.dumps({"type": "error", "error": details, "request_id": request_id})
 
 

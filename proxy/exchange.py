@@ -70,6 +70,8 @@ class Exchange:
     """The name of the virtual key; its value is nowhere here."""
     key = ""
     """The name of the provider key that was used last."""
+    job = ""
+    """The id of the job that it makes, asks for, or is."""
     lease: Lease | None = None
     cost = 0
     """In pico-dollars, once the exchange is over."""
@@ -101,11 +103,17 @@ class Exchange:
         self.tokens: dict[str, int] = {}
         """What `usage` counted, once the exchange is over."""
 
+    def take(self, route: Route) -> None:
+        """It goes this way."""
+        self.route = route
+        if route.wire_format != self.usage.wire_format:
+            self.usage = Usage(route.wire_format)
+
     def begin_attempt(self, target: Target) -> None:
         """Another attempt; what an earlier one used up is charged, and no more is heard of it."""
         self.target = target
         if self.tried:
-            self.usage = Usage(on_sight=self.usage.on_sight)
+            self.usage = Usage(self.usage.wire_format, self.usage.on_sight)
             self.tokens, self.cost = {}, 0
         self.tried += 1
         if self.lease is not None:

@@ -2,11 +2,13 @@
 
 ::
 
-    check -> route -> holder -> intake.read (limited, scanned) -> plan -> admit
+    check -> route -> holder -> intake.read (limited, scanned) -> rules.choose: plan, admit
           -> attempt.run [ body.splice -> Outgoing.head -> upstream.open ]*
           ---- commit point: nothing below is retried ----
           -> relay.copy
     finally: quota.end, metrics.observe, accesslog.log
+
+    A job leaves it after the plan (`jobs`), and comes back there without a client (`work`).
 
 Facts
   - aiohttp cancels this handler when downstream closes its connection, a half-close included. The
@@ -27,25 +29,25 @@ import logging
 import random
 import secrets
 import time
-import traceback
 from collections.abc import Coroutine
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from aiohttp import web
 
-from . import batches, errors, headers, incoming, plan, relay, routes, sse
-from .attempt import Runner, Served
+from . import batches, errors, headers, incoming, order, relay, routes, sse
+from .attempt import Served
 from .bodies import Bodies
 from .config import Config
 from .errors import ProxyError
 from .exchange import Exchange, Phase
 from .holders import FRESH_SECONDS, Holders
 from .incoming import Intake, Original
+from .jobs import Jobs
 from .ledger import Ledger
 from .ports import Api, Log, Metrics
-from .quota import Quota
 from .reply import Reply
 from .routes import Kind, Route
+from .rules import Rules
 from .scanner import Scanner
 from .upstream import Upstream
 
@@ -53,15 +55,6 @@ MAX_API_BYTES = 65536
 """The largest body that the management takes."""
 
 logger = logging.getLogger(__name__)
-
-
-class Rules(NamedTuple):
-    """What a config means for a request. A request keeps those that it began with."""
-
-    config: Config
-    planner: plan.Planner
-    runner: Runner
-    quota: Quota
 
 
 class Handler:
@@ -77,16 +70,18 @@ class Handler:
         holders: Holders,
         ledger: Ledger | None,
         api: Api,
+        jobs: Jobs,
     ) -> None:
         self._rng = random.Random(secrets.randbits(64))
         self._upstream = upstream
-        self._bodies = Bodies(config.max_buffered_bytes)
-        self._intake = Intake(scanner, self._bodies)
+        self.bodies = Bodies(config.max_buffered_bytes)
+        self.intake = Intake(scanner, self.bodies)
         self._metrics = metrics
         self._log = log
-        self._holders = holders
+        self.holders = holders
         self._ledger = ledger
         self._api = api
+        self._jobs = jobs
         self._loop = asyncio.get_running_loop()
         self._open: dict[asyncio.Task[Any], tuple[Exchange, Reply]] = {}
         self._retired = False
@@ -94,16 +89,15 @@ class Handler:
 
     def use(self, config: Config) -> None:
         """Handle every new request by this config."""
-        runner = Runner(config, self._upstream, self._rng)
-        self._rules = Rules(config, plan.Planner(config), runner, Quota(config, self._ledger))
-        self._holders.use(config)
+        self.rules = Rules(config, self._upstream, self._ledger, self._rng)
+        self.holders.use(config)
         self._api.use(config)
-        self._bodies.limit = config.max_buffered_bytes
+        self.bodies.limit = config.max_buffered_bytes
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         loop = self._loop
-        exchange = self._begin(request.method, request.raw_path.partition("?")[0])
-        rules = self._rules
+        exchange = self.begin(request.method, request.raw_path.partition("?")[0])
+        rules = self.rules
         reply = Reply(request, exchange, rules.config, loop)
         if self._retired:
             reply.close()
@@ -126,9 +120,7 @@ class Handler:
             exchange.finish("D")
             raise
         except Exception as failure:
-            # Frames only: the text of an exception may hold what a client sent.
-            frames = "".join(traceback.format_tb(failure.__traceback__))
-            logger.error("%s: %s\n%s", exchange.request_id, type(failure).__name__, frames)
+            logger.error("%s: %s", exchange.request_id, errors.frames(failure))
             refusal = ProxyError(500, "Internal error of the proxy; it is logged.")
             exchange.fail(refusal)
             _stop(reply, exchange, refusal)
@@ -136,22 +128,22 @@ class Handler:
             del self._open[task]
             reply.stop()
             if exchange.held:
-                self._bodies.let_go(exchange)
-            self._end(exchange, rules)
+                self.bodies.let_go(exchange)
+            self.end(exchange, rules)
         return cast(web.StreamResponse, reply)
 
     def refuse(self, request: web.BaseRequest, error: ProxyError) -> web.StreamResponse:
         """Answer what came instead of a request that could be read."""
-        exchange = self._begin("-", "-")
+        exchange = self.begin("-", "-")
         exchange.fail(error)
-        reply = Reply(request, exchange, self._rules.config, self._loop)
+        reply = Reply(request, exchange, self.rules.config, self._loop)
         try:
             _refuse(reply, exchange, error)
         finally:
-            self._end(exchange, self._rules)
+            self.end(exchange, self.rules)
         return cast(web.StreamResponse, reply)
 
-    def _begin(self, method: str, path: str) -> Exchange:
+    def begin(self, method: str, path: str) -> Exchange:
         self._metrics.begin()
         return Exchange(
             request_id=f"req_{self._rng.getrandbits(96):024x}",
@@ -161,7 +153,7 @@ class Handler:
             at=time.time(),
         )
 
-    def _end(self, exchange: Exchange, rules: Rules) -> None:
+    def end(self, exchange: Exchange, rules: Rules) -> None:
         exchange.ended = self._loop.time()
         rules.quota.end(exchange)
         self._metrics.observe(exchange)
@@ -169,11 +161,11 @@ class Handler:
 
     def buffered(self) -> int:
         """Bytes of bodies that are held, all requests together."""
-        return self._bodies.bytes
+        return self.bodies.bytes
 
     def keys_out(self) -> list[tuple[str, str]]:
         """Provider and name of the provider keys that are out."""
-        return self._rules.runner.cooling.out()
+        return self.rules.runner.cooling.out()
 
     def retire(self) -> None:
         """Let every connection end with the next reply that can say so; ``/health`` says so too."""
@@ -196,11 +188,7 @@ class Handler:
         config = rules.config
         incoming.check(request)
         exchange.phase = Phase.PLAN
-        route = exchange.route = routes.match(
-            request.method,
-            request.raw_path.encode("utf-8", "surrogateescape"),
-            anthropic_version="anthropic-version" in request.headers,
-        )
+        route = exchange.route = _route(request, request.method)
         if route.kind in (Kind.PROBE, Kind.HEALTH, Kind.METRICS):
             self._answer(route, reply)
             return
@@ -208,23 +196,36 @@ class Handler:
         if route.kind is Kind.API:
             await self._manage(request, config, outgoing, exchange, reply)
             return
-        holder = await self._holders.authenticate(outgoing)
+        holder = await self.holders.authenticate(outgoing)
         exchange.virtual_key = holder.name if holder is not None else ""
 
+        asked = None
+        if outgoing.job_fields or route.unified:
+            if headers.JOB_ID in outgoing.job_fields and route.kind is Kind.OPEN:
+                # Whatever the method, it is the route that the job was made on.
+                route = exchange.route = _route(request, "POST")
+            asked = order.read(route, outgoing)
+            if asked is not None and asked.id:
+                exchange.phase = Phase.READ
+                await self.intake.skip(request, exchange, config)
+                exchange.phase = Phase.PLAN
+                if holder is not None:
+                    rules.quota.check(holder)
+                hold = functools.partial(self.bodies.hold, exchange)
+                await self._jobs.about(asked, request.method, route, holder, outgoing, exchange, reply, hold)
+                return
+        exchange.take(route)
+
         exchange.phase = Phase.READ
-        original = await self._intake.read(request, route, outgoing, exchange, config)
+        original = await self.intake.read(request, route, outgoing, exchange, config)
         if holder is not None and self._loop.time() > exchange.started + FRESH_SECONDS:
             # A body may take its time, and the key be revoked meanwhile.
-            holder = await self._holders.authenticate(outgoing)
+            holder = await self.holders.authenticate(outgoing)
         exchange.phase = Phase.PLAN
-        chosen = rules.planner.plan(original.wire_format, original.scan, plain=original.plain)
-        if outgoing.key_name is not None:
-            chosen = plan.pinned(chosen, outgoing.key_name.decode("latin-1"))
-        if holder is not None:
-            chosen = await rules.quota.admit(holder, chosen, route, exchange)
-            # In a compressed answer no usage can be seen.
-            original.identity = original.identity or holder.metered
-        exchange.attempts.extend(chosen.skipped)
+        chosen = await rules.choose(original, holder, route, exchange, later=asked is not None)
+        if asked is not None:
+            await self._jobs.submit(asked, original, route, holder, chosen, exchange, config, reply)
+            return
 
         running = rules.runner.run(original, chosen, exchange)
         if exchange.stream and config.early_stream_after:
@@ -232,9 +233,9 @@ class Handler:
         served = await running
         del original, chosen, running  # A body may be megabytes, and a stream may last for minutes.
         if served.answer.sending:
-            served.answer.when_sent(functools.partial(self._bodies.let_go, exchange))
+            served.answer.when_sent(functools.partial(self.bodies.let_go, exchange))
         else:
-            self._bodies.let_go(exchange)
+            self.bodies.let_go(exchange)
         try:
             await self._relay(request, route, config, served, exchange, reply)
         finally:
@@ -285,11 +286,11 @@ class Handler:
             reply.stream(sse.PINGS[route.wire_format])
         sized = not stream and not rewritten and answer.status != 204
         head = answer.fields.head(stream=stream, sized=sized)
-        head.lines += _served_by(exchange)
+        head.lines += served_by(exchange)
         if not rewritten:
             await relay.copy(answer, served.held, head, reply)
             return
-        hold = functools.partial(self._bodies.hold, exchange)
+        hold = functools.partial(self.bodies.hold, exchange)
         await batches.relay(served, head, reply, request, config, route.prefix, hold)
 
     async def _manage(
@@ -303,7 +304,7 @@ class Handler:
         """The routes of the management."""
         if config.admin_key is None:
             raise routes.nothing()
-        body = functools.partial(self._intake.held, request, exchange, config, MAX_API_BYTES)
+        body = functools.partial(self.intake.held, request, exchange, config, MAX_API_BYTES)
         answer = await self._api.answer(request.method, request.raw_path, request.raw_headers, outgoing, body)
         reply.whole(answer.status, headers.Head((_JSON, *answer.fields)), answer.body)
 
@@ -321,6 +322,11 @@ class Handler:
 _JSON = (b"Content-Type", b"application/json")
 
 
+def _route(request: web.BaseRequest, method: str) -> Route:
+    target = request.raw_path.encode("utf-8", "surrogateescape")
+    return routes.match(method, target, anthropic_version="anthropic-version" in request.headers)
+
+
 def _drop(task: asyncio.Future[Served]) -> None:
     if not task.cancelled() and task.exception() is None:
         task.result().answer.abort()
@@ -331,9 +337,10 @@ def _refuse(reply: Reply, exchange: Exchange, error: ProxyError) -> None:
     if exchange.route is None:
         # What could not be routed may not be framed as we think: CONNECT has no body, whatever it says.
         reply.close()
-    body = errors.body(error, exchange.request_id)
+    wire_format = exchange.route.wire_format if exchange.route is not None else "anthropic"
+    body = errors.body(error, exchange.request_id, wire_format)
     head = headers.Head([_JSON, (b"request-id", exchange.request_id.encode()), *error.headers])
-    head.lines += _served_by(exchange)
+    head.lines += served_by(exchange)
     reply.whole(error.status, head, body)
 
 
@@ -350,7 +357,8 @@ def _stop(reply: Reply, exchange: Exchange, error: ProxyError) -> None:
         reply.abort()
 
 
-def _served_by(exchange: Exchange) -> tuple[bytes, ...]:
+def served_by(exchange: Exchange) -> tuple[bytes, ...]:
+    """The field lines that say who answered."""
     target = exchange.target
     if target is None:
         return headers.served_by("", exchange.model, "", "", exchange.attempts)

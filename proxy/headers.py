@@ -55,6 +55,9 @@ VIRTUAL_KEY = b"x-bf-vk"
 
 KEY_NAME = b"x-bf-api-key"
 
+JOB_PREFIX = b"x-bf-async"
+"""What the names of the fields begin with that are about jobs."""
+
 _WRITTEN_BY_US = frozenset((b"host", b"content-length", b"expect"))
 
 _SERVED_BY = (
@@ -65,10 +68,16 @@ _SERVED_BY = (
     b"x-bifrost-attempts",
 )
 
+JOB_STATUS = b"x-bf-async-status"
+
+JOB_ID = b"x-bf-async-id"
+
 MAX_NAME = 200
 """Characters of a model's name that stand in a field of ours."""
 
 _VISIBLE = re.compile(r"[!-$&-+\--~]*")
+
+_BEARER = re.compile(rb"(?i)\A\s*bearer\s")
 
 _NEVER_NEWS = HOP_BY_HOP | {b"close"}
 """What ``Connection`` may name without a field more to strip."""
@@ -80,10 +89,10 @@ _MEMO_LINES = 256
 """Other things that are remembered: the last of each, and short ones only."""
 
 
-_PASSES, _ENCODING, _CREDENTIAL, _STAYS, _CONNECTION, _VIRTUAL_KEY, _KEY_NAME = range(7)
+_PASSES, _ENCODING, _CREDENTIAL, _STAYS, _CONNECTION, _VIRTUAL_KEY, _KEY_NAME, _JOB = range(8)
 """What happens to a request's field because of its name. Numbers: they are compared once per field."""
 
-_LENGTH, _DATE, _CONTENT_TYPE, _REQUEST_ID = range(7, 11)
+_LENGTH, _DATE, _CONTENT_TYPE, _REQUEST_ID = range(8, 12)
 """The same for an answer's field, which may also pass, stay, or be a ``Connection``."""
 
 _TO_UPSTREAM = {
@@ -95,7 +104,9 @@ _TO_UPSTREAM = {
 }
 """By whether the client's credentials and its ``Accept-Encoding`` pass: the fates that go upstream."""
 
-_LOOKED_AT = frozenset((_CREDENTIAL, _CONNECTION, _VIRTUAL_KEY, _KEY_NAME))
+_LOOKED_AT = frozenset((_CREDENTIAL, _CONNECTION, _VIRTUAL_KEY, _KEY_NAME, _JOB))
+
+_OF_A_JOB = frozenset((_PASSES, _ENCODING, _KEY_NAME))
 
 _TO_CLIENT = frozenset((_PASSES, _LENGTH, _DATE, _CONTENT_TYPE, _REQUEST_ID))
 
@@ -122,6 +133,8 @@ def _out(key: bytes) -> int:
         return _VIRTUAL_KEY
     if name == KEY_NAME:
         return _KEY_NAME
+    if name.startswith(JOB_PREFIX):
+        return _JOB
     if name in CREDENTIALS:
         return _CREDENTIAL
     if name == b"accept-encoding":
@@ -137,7 +150,7 @@ def _in(key: bytes) -> int:
     name = key.lower()
     if name == b"connection":
         return _CONNECTION
-    if name in HOP_BY_HOP or name in _SERVED_BY or name.startswith(b"x-accel-"):
+    if name in HOP_BY_HOP or name in _SERVED_BY or name.startswith((b"x-accel-", JOB_PREFIX)):
         return _STAYS
     return _SAID.get(name, _PASSES)
 
@@ -168,7 +181,7 @@ class Outgoing:
 
     __slots__ = (
         *("_fates", "_fields", "_named"),
-        *("has_credential", "key_name", "virtual_keys"),
+        *("has_credential", "job_fields", "key_name", "virtual_keys"),
     )
 
     def __init__(self, fields: Fields) -> None:
@@ -181,12 +194,18 @@ class Outgoing:
         """Whether it carries a credential that is no virtual key."""
         self.key_name: bytes | None = None
         """The name of the provider key that the request asks for."""
+        self.job_fields: dict[bytes, bytes] = {}
+        """The fields that are about jobs, by lower-case name; the values of a repeated one as one list."""
         for place in compress(range(len(fates)), map(_LOOKED_AT.__contains__, fates)):
             fate, value = fates[place], fields[place][1]
             if fate == _CONNECTION:
                 self._named |= _hop_by_hop(value)
             elif fate == _KEY_NAME:
                 self.key_name = value
+            elif fate == _JOB:
+                name = fields[place][0].lower().replace(b"_", b"-")
+                before = self.job_fields.get(name)
+                self.job_fields[name] = value if before is None else before + b", " + value
             elif fate == _VIRTUAL_KEY or VIRTUAL_KEY_PREFIX in (plain := _unpacked(value)):
                 plain = value if fate == _VIRTUAL_KEY else plain
                 before, prefix, rest = plain.partition(VIRTUAL_KEY_PREFIX)
@@ -194,6 +213,24 @@ class Outgoing:
                 fates[place] = _STAYS
             else:
                 self.has_credential = True
+
+    def kept(self, *, credentials: bool) -> list[tuple[bytes, bytes]]:
+        """The fields without which a job cannot be done, the client's `credentials` among them or not."""
+        going = _OF_A_JOB | {_CREDENTIAL} if credentials else _OF_A_JOB
+        return [
+            field
+            for field in compress(self._fields, map(going.__contains__, self._fates))
+            if field[0].lower() not in self._named and VIRTUAL_KEY_PREFIX not in b"\0".join(field)
+        ]
+
+    def credential_digest(self) -> str:
+        """The same for the same credentials, in whichever fields they stand; empty without one."""
+        held = {
+            _BEARER.sub(b"", value).strip()
+            for (_, value), fate in zip(self._fields, self._fates, strict=True)
+            if fate == _CREDENTIAL
+        }
+        return values.digest(b"\0".join(sorted(held))).hex() if held else ""
 
     def head(
         self,
@@ -272,8 +309,15 @@ class Inbound:
         content_type = self._said(_CONTENT_TYPE)
         if content_type.partition(b";")[0].strip().lower() != b"text/event-stream":
             return False
-        codings = [value for name, value in self._fields if name.lower() == b"content-encoding"]
-        return all(value.strip().lower() == b"identity" for value in codings)
+        return not self.codings
+
+    @property
+    def codings(self) -> str:
+        """The content codings of the body; empty when there is none."""
+        values = [value for name, value in self._fields if name.lower() == b"content-encoding"]
+        if all(value.strip().lower() == b"identity" for value in values):
+            return ""
+        return b", ".join(values).decode("latin-1")
 
     def head(self, *, stream: bool, sized: bool = True) -> Head:
         """The fields that go downstream; for a `stream` nginx is told not to buffer.

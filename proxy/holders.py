@@ -119,6 +119,24 @@ class Holders:
             raise _unknown()
         return await self._ask(self._store, digest, known, now)
 
+    async def by_id(self, id: str) -> Holder:
+        """The holder of a virtual key that was authenticated before. Raises `ProxyError` 401, 503."""
+        if self._config is None:
+            raise AssertionError("no config is used yet")
+        for holder, _ in self._configured.values():
+            if holder.id == id:
+                return holder
+        if self._store is None:
+            raise _unknown()
+        try:
+            async with asyncio.timeout(STORE_SECONDS):
+                record = await self._store.get("virtual_key", id)
+                if record is None:
+                    raise _unknown()
+                return await holder_of(self._store, self._config, record.id, read(record))
+        except (StoreError, TimeoutError):
+            raise _unanswered() from None
+
     async def _ask(self, store: Store, digest: bytes, known: _Known | None, now: float) -> Holder:
         if known is not None and now < known.asked_at + CHANGE_SECONDS:
             self._known[digest] = known._replace(fresh_until=known.asked_at + CHANGE_SECONDS)
@@ -128,9 +146,7 @@ class Holders:
         except (StoreError, TimeoutError):
             if known is not None and now < known.asked_at + STALE_SECONDS:
                 return known.holder
-            raise ProxyError(
-                503, "The virtual key cannot be looked up now; try again.", headers=(RETRY_SOON,)
-            ) from None
+            raise _unanswered() from None
         if holder is None:
             self._known.pop(digest, None)
             _bound(self._unknown)
@@ -147,10 +163,10 @@ class Holders:
             return None
         if self._config is None:
             raise AssertionError("no config is used yet")
-        return await holder(store, self._config, record.id, read(record))
+        return await holder_of(store, self._config, record.id, read(record))
 
 
-async def holder(store: Store, config: Config, id: str, key: VirtualKey) -> Holder:
+async def holder_of(store: Store, config: Config, id: str, key: VirtualKey) -> Holder:
     """A virtual key of the store with its team and its customer, wherever those are kept.
 
     Without one that it names it is not active.
@@ -196,6 +212,10 @@ def _bound(known: dict[bytes, Any]) -> None:
 
 def _unknown() -> ProxyError:
     return _refused(401, "virtual_key_not_found: this virtual key is not known here.")
+
+
+def _unanswered() -> ProxyError:
+    return ProxyError(503, "The virtual key cannot be looked up now; try again.", headers=(RETRY_SOON,))
 
 
 def _refused(status: int, message: str) -> ProxyError:

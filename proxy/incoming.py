@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from urllib.parse import unquote
 
 from aiohttp import hdrs, web
@@ -59,6 +59,7 @@ class Original:
     """The request as it came. At most one of `body` and `upload` is set."""
 
     __slots__ = (
+        "about_to_send",
         "body",
         "identity",
         "length",
@@ -71,15 +72,14 @@ class Original:
         "wire_format",
     )
 
-    def __init__(self, request: web.BaseRequest, route: Route, outgoing: headers.Outgoing) -> None:
-        fields = request.headers
-        self.method = request.method
+    def __init__(self, method: str, route: Route, outgoing: headers.Outgoing) -> None:
+        self.method = method
         self.wire_format = route.wire_format
         self.path = route.path
         self.outgoing = outgoing
-        self.identity = route.kind is Kind.BATCH or "text/event-stream" in fields.get(hdrs.ACCEPT, "")
+        self.identity = route.kind is Kind.BATCH
         """Whether the answer must come uncompressed."""
-        self.length = _length(request)
+        self.length: int | None = None
         """The declared length of the body, in bytes."""
         self.body: bytes | None = None
         self.scan: Scan | None = None
@@ -87,6 +87,8 @@ class Original:
         self.plain = True
         """Whether `body` can be rewritten: it has no content coding."""
         self.upload: AsyncGenerator[bytes, None] | None = None
+        self.about_to_send: Callable[[], Awaitable[None]] | None = None
+        """Awaited before it is written to an upstream connection."""
 
 
 def check(request: web.BaseRequest) -> None:
@@ -137,27 +139,43 @@ class Intake:
         if request.version < (1, 1) and request.get_extra_info("socket").family == socket.AF_UNIX:
             # Without chunks only a reset tells a cut answer from a whole one, and a unix socket has none.
             raise _bad(505, "Over a unix socket only HTTP/1.1 is spoken; in nginx: proxy_http_version 1.1.")
-        original = Original(request, route, outgoing)
+        original = Original(request.method, route, outgoing)
+        original.identity = original.identity or "text/event-stream" in request.headers.get(hdrs.ACCEPT, "")
+        original.length = _length(request)
         if route.kind is Kind.MODEL:
-            original.body = body = await self.held(request, exchange, config, config.max_body_bytes)
-            exchange.phase = Phase.PLAN
-            plain = body
+            body = await self.held(request, exchange, config, config.max_body_bytes)
+            codings = ""
             if hdrs.CONTENT_ENCODING in request.headers:
                 codings = ", ".join(request.headers.getall(hdrs.CONTENT_ENCODING))
-                original.plain = codings.strip().lower() in ("identity", "")
-                if not original.plain:
-                    plain = await self._scanner.decode(coding.decoded, body, codings, config.max_body_bytes)
-                    # Small bodies can become large ones, and then wait for the scanner in numbers.
-                    self._bodies.hold(exchange, len(plain))
-            scanned = await self._scanner.scan(plain)
-            if not original.plain:
-                self._bodies.let_go(exchange, len(plain))
-            original.scan = scanned
-            exchange.model, exchange.stream = scanned.model, scanned.stream
-            original.identity = original.identity or scanned.stream
+            await self.scan(original, body, codings, exchange, config)
         elif request.body_exists:
             original.upload = _upload(request, exchange, config)
         return original
+
+    async def scan(
+        self, original: Original, body: bytes, codings: str, exchange: Exchange, config: Config
+    ) -> None:
+        """Take `body`, which is held, as the one of `original`. Raises `ProxyError` 400, 413, 415, 503."""
+        exchange.phase = Phase.PLAN
+        original.body = plain = body
+        original.plain = not codings or codings.strip().lower() in ("identity", "")
+        if not original.plain:
+            plain = await self._scanner.decode(coding.decoded, body, codings, config.max_body_bytes)
+            # Small bodies can become large ones, and then wait for the scanner in numbers.
+            self._bodies.hold(exchange, len(plain))
+        original.scan = scanned = await self._scanner.scan(plain)
+        if not original.plain:
+            self._bodies.let_go(exchange, len(plain))
+        exchange.model, exchange.stream = scanned.model, scanned.stream
+        original.identity = original.identity or scanned.stream
+
+    async def skip(self, request: web.BaseRequest, exchange: Exchange, config: Config) -> None:
+        """Read the body to its end and keep nothing of it. Raises `ProxyError` 400, 408, 413."""
+        if not request.body_exists:
+            return
+        async for _ in _upload(request, exchange, config):
+            if exchange.bytes_in > config.max_body_bytes:
+                raise _too_large(config.max_body_bytes)
 
     async def held(self, request: web.BaseRequest, exchange: Exchange, config: Config, limit: int) -> bytes:
         """The body, whole. Raises `ProxyError` 400, 408, 413, 503."""

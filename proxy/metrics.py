@@ -49,6 +49,7 @@ _BYTES = (1e3, 1e4, 1e5, 1e6, 1e7, 1e8)
 _TRIES = (0.0, 1.0, 2.0, 3.0, 5.0, 10.0)
 _HTTP = ("path", "method", "status")
 _MODEL = ("provider", "model", "method", "fallback_index")
+_Read = Callable[[], float]
 _PAID = (*_MODEL, "selected_key_name", "virtual_key_name")
 
 
@@ -121,7 +122,7 @@ class Metrics(Collector):
 
     def __init__(self, config: Config) -> None:
         self._models: set[str] = set()
-        self._gauges: list[tuple[str, str, Callable[[], float]]] = []
+        self._read: list[tuple[type[GaugeMetricFamily | CounterMetricFamily], str, str, _Read]] = []
         self._reloads = {"good": 0, "refused": 0}
         self._active = 0
         self._pings = 0
@@ -147,9 +148,13 @@ class Metrics(Collector):
         """Show as down what `out` returns: provider and name of the keys that are out."""
         self._keys_out = out
 
-    def gauge(self, name: str, documentation: str, read: Callable[[], float]) -> None:
+    def gauge(self, name: str, documentation: str, read: _Read) -> None:
         """Show what `read` returns when the metrics are asked for."""
-        self._gauges.append((name, documentation, read))
+        self._read.append((GaugeMetricFamily, name, documentation, read))
+
+    def counter(self, name: str, documentation: str, read: _Read) -> None:
+        """The same for what only grows."""
+        self._read.append((CounterMetricFamily, name, documentation, read))
 
     def reloaded(self, *, good: bool) -> None:
         """Count a reload of the config, or the refusal of one."""
@@ -217,8 +222,8 @@ class Metrics(Collector):
         for provider, key in sorted(self._keys):
             up.add_metric([provider, key], float((provider, key) not in out))
         yield up
-        for name, documentation, read in self._gauges:
-            yield GaugeMetricFamily(name, documentation, value=read())
+        for family, name, documentation, read in self._read:
+            yield family(name, documentation, value=read())
         yield from self._collect_requests()
         yield from self._collect_served()
 

@@ -53,6 +53,12 @@ class Target:
     """Whether the client's own key may be used instead of ours."""
 
     @property
+    def may_show_credentials(self) -> bool:
+        """Whether the client's own credentials may go there."""
+        provider = self.provider
+        return self.is_default and not provider.is_key_less and (self.direct or not provider.keys)
+
+    @property
     def name(self) -> str:
         return f"{self.provider.name}/{self.model}" if self.model else self.provider.name
 

@@ -69,16 +69,24 @@ class Quota:
 
     async def admit(self, holder: Holder, plan: Plan, route: Route, exchange: Exchange) -> Plan:
         """The plan without the targets that are refused. Raises `ProxyError` 402, 403, 429, 503."""
-        now = self._clock()
-        plan = _permitted(holder, plan, route, exchange)
-        refusal = holder.refusal(now)
-        if refusal is not None:
-            raise _error(refusal)
+        plan = self.permit(holder, plan, route, exchange)
         if not holder.limited:
             return plan
         if self._ledger is None:
             raise ProxyError(503, "The store of limits was added to the config: that takes a restart.")
-        return await Lease(self, self._ledger, holder, exchange).reserve(plan, now)
+        return await Lease(self, self._ledger, holder, exchange).reserve(plan, self._clock())
+
+    def permit(self, holder: Holder, plan: Plan, route: Route, exchange: Exchange) -> Plan:
+        """As `admit`, by what needs no counting: provider, model, active, expiry. Raises `ProxyError` 403."""
+        plan = _permitted(holder, plan, route, exchange)
+        self.check(holder)
+        return plan
+
+    def check(self, holder: Holder) -> None:
+        """Whether the key is valid at all. Raises `ProxyError` 403."""
+        refusal = holder.refusal(self._clock())
+        if refusal is not None:
+            raise _error(refusal)
 
     def end(self, exchange: Exchange) -> None:
         """Charge what is left to charge of an exchange that is over."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 import enum
 import functools
 import re
+from types import MappingProxyType
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -36,6 +37,8 @@ class Kind(enum.Enum):
     """The body is streamed to the default provider."""
     BATCH = "batch"
     """As `OPEN`, but the answer may name the provider's host in ``results_url``."""
+    JOB = "job"
+    """A job is asked for, or is to be forgotten; never relayed."""
     PROBE = "probe"
     HEALTH = "health"
     METRICS = "metrics"
@@ -52,7 +55,30 @@ class Route(NamedTuple):
     path: bytes
     label: str
     """A name from a closed set, for metrics."""
+    operation: str = ""
+    """Of a model route: what it is called whichever path leads to it. A job belongs to its operation."""
+    job: str = ""
+    """The id of the job that the path names."""
+    unified: bool = False
+    """Whether it is a route to jobs, and not a provider's own."""
 
+
+ASYNC = b"/v1/async/"
+
+ASYNC_PATHS = MappingProxyType(
+    {
+        b"messages": ("anthropic", b"/v1/messages"),
+        b"messages/count_tokens": ("anthropic", b"/v1/messages/count_tokens"),
+        b"complete": ("anthropic", b"/v1/complete"),
+        b"chat/completions": ("openai", b"/chat/completions"),
+        b"completions": ("openai", b"/completions"),
+        b"responses": ("openai", b"/responses"),
+        b"embeddings": ("openai", b"/embeddings"),
+        b"images/generations": ("openai", b"/images/generations"),
+        b"audio/speech": ("openai", b"/audio/speech"),
+    }
+)
+"""What follows `ASYNC`: wire format and path upstream of the request that is done later. Its body is JSON."""
 
 MODEL_PATHS = {"anthropic": (b"/v1/messages", b"/v1/messages/count_tokens", b"/v1/complete")}
 """By wire format: the POST paths whose top-level body names the model."""
@@ -101,13 +127,15 @@ def _match(method: str, target: bytes, anthropic_version: bool) -> Route:
     if target in OWN:
         # In this one spelling: who keeps a path from the public in front of us names it so.
         if method not in ("GET", "HEAD"):
-            raise _not_allowed()
+            raise _not_allowed("GET, HEAD")
         return Route(OWN[target], "anthropic", b"", target, target.decode())
     path = _checked(target)
     if method == "HEAD" and (path == b"/" or path.endswith(b"/api/hello")):
         return Route(Kind.PROBE, "anthropic", b"", target, "probe")
     if target.startswith(b"/api/governance/"):
         return Route(Kind.API, "anthropic", b"", target, "/api/*")
+    if target.startswith(ASYNC):
+        return _job(method, target.removeprefix(ASYNC))
     for prefix, wire_format in PREFIXES.items():
         if path.startswith(prefix + b"/"):
             return _below(method, wire_format, prefix, target, path[len(prefix) :])
@@ -115,6 +143,24 @@ def _match(method: str, target: bytes, anthropic_version: bool) -> Route:
     if bare or (anthropic_version and path.startswith(b"/v1/")):
         return _below(method, "anthropic", b"", target, path)
     raise nothing()
+
+
+def _job(method: str, rest: bytes) -> Route:
+    """The route to jobs by paths of their own."""
+    prefix = ASYNC.rstrip(b"/")
+    if rest in ASYNC_PATHS:
+        wire_format, path = ASYNC_PATHS[rest]
+        label, operation = f"/v1/async/{rest.decode()}", f"/{wire_format}/v1/{rest.decode()}"
+        if method != "POST":
+            raise _not_allowed("POST")
+        return Route(Kind.MODEL, wire_format, prefix, path, label, operation, unified=True)
+    name, _, job = rest.rpartition(b"/")
+    if name not in ASYNC_PATHS or not job:
+        raise nothing()
+    if method not in ("GET", "HEAD", "DELETE"):
+        raise _not_allowed("GET, HEAD, DELETE")
+    route = _job("POST", name)
+    return route._replace(kind=Kind.JOB, path=b"", job=job.decode("latin-1"))
 
 
 def nothing() -> ProxyError:
@@ -129,12 +175,13 @@ def nothing() -> ProxyError:
 
 def _below(method: str, wire_format: str, prefix: bytes, target: bytes, path: bytes) -> Route:
     raw = target[len(prefix) :]
-    kind, label = Kind.OPEN, f"/{wire_format}/*"
+    kind, label, operation = Kind.OPEN, f"/{wire_format}/*", ""
     if method == "POST" and path in MODEL_PATHS[wire_format]:
         kind, label = Kind.MODEL, f"/{wire_format}{path.decode()}"
+        operation = label
     elif BATCHES.fullmatch(path):
         kind, label = Kind.BATCH, f"/{wire_format}/v1/messages/batches"
-    return Route(kind, wire_format, prefix, raw, label)
+    return Route(kind, wire_format, prefix, raw, label, operation)
 
 
 def _checked(path: bytes) -> bytes:
@@ -199,7 +246,10 @@ def _bad_target() -> ProxyError:
     )
 
 
-def _not_allowed() -> ProxyError:
+def _not_allowed(allowed: str) -> ProxyError:
     return ProxyError(
-        405, "Only GET is served here.", source=Source.DOWNSTREAM, headers=((b"Allow", b"GET, HEAD"),)
+        405,
+        f"This method is not served here; allowed: {allowed}.",
+        source=Source.DOWNSTREAM,
+        headers=((b"Allow", allowed.encode()),),
     )

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import NamedTuple
 
 from .config import NetworkConfig
@@ -44,6 +44,8 @@ class Request(NamedTuple):
     """Told of the bytes of the answer's body as they arrive, until they are poured: then the sink is."""
     hear_end: Callable[[], None]
     """Told that the body is complete."""
+    about_to_send: Callable[[], Awaitable[None]] | None = None
+    """Awaited when there is a connection and nothing has been written; what it raises ends the attempt."""
 
     def __repr__(self) -> str:
         # Without the head: it holds a key.

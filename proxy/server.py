@@ -31,18 +31,22 @@ from aiohttp import http_parser
 
 from .accesslog import AccessLog
 from .config import Config
+from .dispatcher import Dispatcher
 from .door import Downstream
 from .governance import Governance
 from .handle import Handler
 from .holders import Holders
+from .jobs import Jobs
 from .journal import Journal
 from .ledger import Ledger
 from .listener import Listener
 from .metrics import Metrics
-from .ports import Store
+from .ports import JobStore, Store
 from .scanner import Scanner
-from .store import open_store
+from .store import open_jobs, open_store
 from .upstream import Upstream
+from .webhooks import Webhooks
+from .work import Work
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +78,9 @@ class Server:
         self._state_directory = state
         self._store: Store | None = None
         self._ledger: Ledger | None = None
+        self._job_store: JobStore | None = None
+        self._dispatcher: Dispatcher | None = None
+        self._webhooks: Webhooks | None = None
         self._sockets = sockets
         self._log = log
         self._scanner = Scanner()
@@ -118,6 +125,8 @@ class Server:
             self._store = open_store(config.store, password)
             self._ledger = Ledger(self._store, Journal(self._journal_directory(config.store), config.store))
             self._ledger.start()
+            self._job_store = open_jobs(config.store, password)
+            self._dispatcher = Dispatcher(self._job_store, config)
             metrics.gauge(
                 "verbatim_unsettled_counters",
                 "Counters with charges that the store has not taken yet.",
@@ -133,7 +142,10 @@ class Server:
             holders,
             self._ledger,
             Governance(self._store, holders),
+            Jobs(self._job_store, self._dispatcher),
         )
+        if self._job_store is not None and self._dispatcher is not None:
+            self._start_jobs(self._job_store, self._dispatcher, self._handler, metrics)
         metrics.watch_keys(self._handler.keys_out)
         self._listener = Listener(_connection_limit())
         self._metrics.gauge(
@@ -149,6 +161,24 @@ class Server:
         self._downstream = Downstream(self._handler, config, left=self._listener.left)
         self._listener.start(self._downstream, self._downstream.make_room)
 
+    def _start_jobs(
+        self, store: JobStore, dispatcher: Dispatcher, handler: Handler, metrics: Metrics
+    ) -> None:
+        self._webhooks = webhooks = Webhooks(store)
+        webhooks.use(self._config)
+        webhooks.start()
+        dispatcher.take(Work(handler), ended=webhooks.come)
+        dispatcher.start()
+        metrics.gauge("verbatim_jobs_running", "Jobs that this worker does.", lambda: dispatcher.running)
+        metrics.gauge("verbatim_jobs_pending", "Jobs that wait, for any worker.", lambda: dispatcher.pending)
+        metrics.counter(
+            "verbatim_webhooks_delivered", "Ends of jobs that were told.", lambda: webhooks.delivered
+        )
+        metrics.counter("verbatim_webhooks_failed", "Tries to tell in vain.", lambda: webhooks.failed)
+        metrics.counter(
+            "verbatim_webhooks_given_up", "Ends of jobs that are not told.", lambda: webhooks.given_up
+        )
+
     def use(self, config: Config) -> None:
         """Serve every new request by this config. Where it listens stays."""
         if self._handler is None or self._downstream is None or self._metrics is None:
@@ -157,6 +187,9 @@ class Server:
         self._handler.use(config)
         self._downstream.use(config)
         self._metrics.use(config)
+        if self._dispatcher is not None and self._webhooks is not None:
+            self._dispatcher.use(config)
+            self._webhooks.use(config)
         self._config = config
         self._metrics.reloaded(good=True)
         self._refused = False
@@ -172,6 +205,8 @@ class Server:
         self._state = "draining"
         if self._handler is not None:
             self._handler.retire()
+        if self._dispatcher is not None:
+            self._dispatcher.retire()
         if self._listener is not None:
             await self._listener.close()
         if self._listener is not None and self._downstream is not None and self._handler is not None:
@@ -180,12 +215,18 @@ class Server:
             if ended:
                 await asyncio.wait(ended)
             await self._downstream.shutdown(CLOSE_SECONDS)
+        if self._dispatcher is not None:
+            await self._dispatcher.close()
+        if self._webhooks is not None:
+            await self._webhooks.close()
         if self._upstream is not None:
             await self._upstream.close()
         if self._ledger is not None:
             await self._ledger.close()
         if self._store is not None:
             await self._store.close()
+        if self._job_store is not None:
+            await self._job_store.close()
         self._scanner.close()
         await self._log.close()
 
@@ -201,15 +242,17 @@ class Server:
         return self._state_directory
 
     async def _drain(self, all_left: asyncio.Event, downstream: Downstream) -> None:
-        """Wait until every connection has ended, for ``drain_timeout``; close those that stay idle."""
+        """Wait for connections and jobs to end, for ``drain_timeout``; close those that stay idle."""
         clock = asyncio.get_running_loop().time
         until = clock() + self._config.drain_timeout
         while True:
             downstream.close_idle()
             left = until - clock()
-            if all_left.is_set() or self._hurried.is_set() or left <= 0:
+            idle = self._dispatcher.idle if self._dispatcher is not None else all_left
+            awaited = idle if all_left.is_set() else all_left
+            if awaited.is_set() or self._hurried.is_set() or left <= 0:
                 return
-            await self._patience(all_left, min(GRACE_SECONDS, left))
+            await self._patience(awaited, min(GRACE_SECONDS, left))
 
     async def _patience(self, enough: asyncio.Event, seconds: float) -> None:
         """Wait for `enough`, so many seconds at most, and not at all in a hurry."""

@@ -71,6 +71,8 @@ class Upstream:
             connection = await self._connect(request)
         answer = Answer(connection, request, self._loop)
         try:
+            if request.about_to_send is not None:
+                await request.about_to_send()
             await answer.start()
         except BaseException:
             answer.abort()

@@ -164,9 +164,13 @@ _OBJECT = re.compile(
 class Usage:
     """Feed it what passes; ask `counts` at the end, or at any time."""
 
-    __slots__ = ("_carry", "_firsts", "_mark", "_overlap", "_seen", "_shape", "ended", "is_whole", "on_sight")
+    __slots__ = (
+        *("_carry", "_firsts", "_mark", "_overlap", "_seen", "_shape"),
+        *("ended", "is_whole", "on_sight", "wire_format"),
+    )
 
     def __init__(self, wire_format: str = "anthropic", on_sight: Callable[[], None] | None = None) -> None:
+        self.wire_format = wire_format
         self._shape = shape = SHAPES[wire_format]
         self._mark = shape.mark
         self._overlap = 1 - len(shape.mark)

@@ -14,6 +14,7 @@ Not here: which keys there are (`config`).
 
 from __future__ import annotations
 
+import base64
 import fnmatch
 import functools
 import hashlib
@@ -93,6 +94,10 @@ _redis = _at(
 )
 origin = _at("https?://AT?/?", f"{_URL}, without path, user, query or fragment")
 base_url = _at(r'https?://AT?(/[!"$->@-~]*)?', f"{_URL}[/PATH], without user, query, fragment or spaces")
+_webhook_url = _at(
+    r'https?://AT?(/[!"$->@-~]*([?][!"$-~]*)?)?',
+    f"{_URL}[/PATH][?QUERY], without user, fragment or spaces, and a query only after a path",
+)
 
 
 def address(value: str) -> str:
@@ -110,6 +115,17 @@ def store(value: str) -> str:
     if not re.fullmatch("sqlite:(?!//).+", value):
         raise ValueError("wanted sqlite:PATH or redis://HOST[:PORT]/DB")
     return value
+
+
+def one_of(words: tuple[str, ...]) -> Callable[[str], str]:
+    """A check for one of these words."""
+
+    def check(value: str) -> str:
+        if value not in words:
+            raise ValueError(f"wanted {' or '.join(words)}")
+        return value
+
+    return check
 
 
 def dangling(kind: str, name: str, known: Iterable[str]) -> str:
@@ -185,6 +201,44 @@ def key_digest(document: Document, node: yaml.Node, path: Path) -> Any:
 def glob(pattern: str) -> re.Pattern[str]:
     """A pattern in which only ``*`` is special. It takes no longer than the text's length times its own."""
     return re.compile(fnmatch.translate(pattern.replace("[", "[[]").replace("?", "[?]")))
+
+
+WEBHOOK_PREFIX = "whsec_"
+
+
+def webhook_name(value: str) -> str:
+    if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
+        raise ValueError(
+            "a webhook's name begins with a letter or digit, and has at most 100 of those, '.', '_' and '-'"
+        )
+    return value
+
+
+def webhook_url(value: str) -> str:
+    """The URL of a webhook, unchanged: it is nobody's base, so a slash at its end says something."""
+    _webhook_url(value)
+    return value
+
+
+def webhook_secret(document: Document, node: yaml.Node, path: Path) -> Any:
+    """The `Secret` that signs webhooks, of the size that Standard Webhooks 1.0.0 demands."""
+    held = secret(document, node, path)
+    if held is BROKEN:
+        return held
+    prefix, encoded = held.reveal()[:6], held.reveal()[6:]
+    try:
+        key = base64.b64decode(encoded, validate=True)
+    except ValueError:
+        key = b""
+    # Receivers differ in what else they take for base64.
+    sound = base64.b64encode(key).decode() == encoded
+    if prefix != WEBHOOK_PREFIX or not sound or not 24 <= len(key) <= 64:
+        return document.problem(
+            path,
+            "wanted whsec_ and 24 to 64 random bytes as base64, as printed by"
+            ' echo "whsec_$(openssl rand -base64 32)"',
+        )
+    return held
 
 
 def provider_name(value: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping
@@ -14,19 +15,27 @@ import yaml
 from proxy import config
 from proxy.config import Config, Key, NetworkConfig, Provider
 from proxy.grants import Budget, ConfiguredKey, Customer, ProviderConfig, RateLimit, Team
+from proxy.hooks import Webhook
+from proxy.job import Settings
 
 CONF = Path(__file__).parent.parent / "conf"
 SHIPPED = sorted(set(CONF.glob("*.yaml")) - {CONF / "prices.yaml"})
 CLASSES = (
     *(Config, Provider, Key, NetworkConfig),
-    *(ConfiguredKey, ProviderConfig, Team, Customer, Budget, RateLimit),
+    *(ConfiguredKey, ProviderConfig, Team, Customer, Budget, RateLimit, Settings, Webhook),
 )
 FIELDS = [(cls, field) for cls in CLASSES for field in dataclasses.fields(cls)]
-NAMED = {"providers": Provider, "virtual_keys": ConfiguredKey, "teams": Team, "customers": Customer}
+NAMED = {
+    "providers": Provider,
+    "virtual_keys": ConfiguredKey,
+    "teams": Team,
+    "customers": Customer,
+    "webhooks": Webhook,
+}
 """By key: what stands there under names of its own."""
 
 LISTED = {"keys": Key, "provider_configs": ProviderConfig, "budgets": Budget}
-INSIDE = {"network_config": NetworkConfig, "rate_limit": RateLimit}
+INSIDE = {"network_config": NetworkConfig, "rate_limit": RateLimit, "jobs": Settings}
 BY_NAME = pytest.mark.parametrize(
     ("cls", "field"), FIELDS, ids=[f"{cls.__name__}.{field.name}" for cls, field in FIELDS]
 )
@@ -80,8 +89,8 @@ def has_default(field: dataclasses.Field[Any]) -> bool:
 def default_of(field: dataclasses.Field[Any]) -> Any:
     """The code's default, in the types that YAML has; a number as a number, all else as strings."""
     value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-    if isinstance(value, NetworkConfig):
-        return {} if value == NetworkConfig() else value
+    if isinstance(value, NetworkConfig | Settings):
+        return {} if value == type(value)() else value
     if isinstance(value, Mapping):
         return dict(value)
     return list(value) if isinstance(value, tuple) else value
@@ -90,6 +99,7 @@ def default_of(field: dataclasses.Field[Any]) -> Any:
 def load(text: str) -> Config:
     """Load a shipped text, with the variables and files that it names."""
     environ = dict.fromkeys(re.findall(r"env\.(\w+)", text), "sk-bf-sk-test-shipped")
+    environ["VERBATIM_WEBHOOK_SECRET"] = f"whsec_{base64.b64encode(bytes(32)).decode()}"
     files = {f"/credentials/{name}": "sk-test-shipped\n" for name in re.findall(r"file:(\w+)", text)}
     files["prices.yaml"] = (CONF / "prices.yaml").read_text("utf-8")
     return config.load(text, environ | {"CREDENTIALS_DIRECTORY": "/credentials"}, files.__getitem__)

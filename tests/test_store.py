@@ -1195,7 +1195,8 @@ async def test_redis_is_something_else(opened: Opened, answer: bytes) -> None:
 async def test_redis_package_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error says how to get it; SQLite does not need it."""
     monkeypatch.setitem(sys.modules, "redis", None)
-    monkeypatch.delitem(sys.modules, "proxy.store.redis", raising=False)
+    for module in ("proxy.store.redis", "proxy.store.redis_link"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
     with pytest.raises(RuntimeError, match=r"pip install 'verbatim-proxy\[redis\]'"):
         open_store("redis://127.0.0.1/0")
     open_store("sqlite:never-asked.db")

@@ -1,4 +1,4 @@
-"""The store: the state that all workers share, behind `ports.Store`.
+"""The store: the state that all workers share, behind `ports.Store` and `ports.JobStore`.
 
 Rules
   1. A store is made without touching disk or network. It connects at its first use, and again by itself at
@@ -7,12 +7,15 @@ Rules
      answer can be lost on its way back.
   3. After `close` a store raises `StoreError`, so that whoever is late opens nothing again.
 
-Not here: what the counters and records mean (`limits`, `grants`).
+Not here: what the counters, records and jobs mean (`limits`, `grants`, `job`).
 """
 
 from __future__ import annotations
 
-from proxy.ports import Store
+import contextlib
+from collections.abc import Iterator
+
+from proxy.ports import JobStore, Store
 
 
 def open_store(url: str, password: str | None = None) -> Store:
@@ -26,12 +29,33 @@ def open_store(url: str, password: str | None = None) -> Store:
         from .sqlite import SqliteStore
 
         return SqliteStore(path)
-    try:
+    with _named_extra():
         from .redis import RedisStore
+
+        return RedisStore(url, password)
+
+
+def open_jobs(url: str, password: str | None = None) -> JobStore:
+    """The jobs of the store at `url`. Raises as `open_store`."""
+    scheme, _, path = url.partition(":")
+    if scheme == "sqlite":
+        from .sqlite_jobs import SqliteJobs
+
+        # A file of its own: counters need not wait for large bodies, nor for the disk.
+        return SqliteJobs(f"{path}-jobs")
+    with _named_extra():
+        from .redis_jobs import RedisJobs
+
+        return RedisJobs(url, password)
+
+
+@contextlib.contextmanager
+def _named_extra() -> Iterator[None]:
+    try:
+        yield
     except ModuleNotFoundError as error:
         if error.name != "redis":
             raise
         raise RuntimeError(
             "the store is Redis, and the package for it is missing: pip install 'verbatim-proxy[redis]'"
         ) from None
-    return RedisStore(url, password)

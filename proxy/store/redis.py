@@ -5,36 +5,26 @@ Facts
     are never numbers there.
   - What stands between MULTI and EXEC is sent at once and done without anything in between, or not at all
     (redis.io/docs/interact/transactions).
-  - `Redis` asks up to ten times by default: a change whose answer was lost would be made again.
   - A Redis that is killed loses what ``appendfsync`` allows: with ``everysec``, up to two seconds of answers
     (redis.io/docs/management/persistence).
-  - An error about an unknown command repeats its arguments, and those of AUTH are the password.
 
 Rules
   1. Everything is under ``verbatim:``. Of each kind of record there are three hashes: id -> record,
      name -> id, digest -> id. Only the scripts `_KEEP` and `_FORGET` change them.
-  2. Nothing is asked twice. A connection that failed is made anew.
-  3. The server's own words about an error go nowhere, only its code.
 
-Not here: when to ask (`ledger`). A Redis that evicts keys (``maxmemory-policy``) forgets what was spent.
+Not here: the connections (`redis_link`), and when to ask (`ledger`). A Redis that evicts keys
+(``maxmemory-policy``) forgets what was spent.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import re
-import socket
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import orjson
-from redis import exceptions
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
-from proxy.ports import Change, Record, StoreError, Taken
+from proxy.ports import Change, Record, Taken
+
+from .redis_link import RedisLink
 
 _SILENCE = 2.0
 """How long the server may say nothing, in seconds."""
@@ -42,18 +32,8 @@ _SILENCE = 2.0
 _PATIENCE = 5.0
 """How long a whole call may take, waiting for a connection included."""
 
-# The kernel gives up when we do. If it still sent a change after we asked whether that was made, it would be
-# made twice.
-_KERNEL = {socket.TCP_USER_TIMEOUT: int(_SILENCE * 1000)} if hasattr(socket, "TCP_USER_TIMEOUT") else {}
-
-_CONNECTIONS = 8
-"""So many calls at once; others wait."""
-
 _KEPT = 86400
 """How long a counter is kept after its window's end, in seconds: for who still has to give back."""
-
-# Codes that the package keeps only within the server's text, or that a script's error wraps.
-_CODE = re.compile("OOM|MISCONF|NOREPLICAS|READONLY")
 
 # KEYS: records, names, digests. ARGV: id, name, digest or "", record, what it was or "" where it is new.
 _KEEP = """
@@ -97,27 +77,15 @@ class RedisStore:
     """A `ports.Store`. Counters are not bounded above; a total below 0 is said to be 0."""
 
     def __init__(self, url: str, password: str | None) -> None:
-        self._url = url
-        self._redis = Redis.from_url(
-            url,
-            password=password,
-            # What it takes to understand servers before 6.0, and less work than RESP3.
-            protocol=2,
-            # It would tell the server its name with two more commands on each connection.
-            driver_info=None,
-            retry=Retry(NoBackoff(), 0),
-            socket_timeout=_SILENCE,
-            socket_connect_timeout=_SILENCE,
-            socket_keepalive_options=_KERNEL,
-        )
+        self._link = RedisLink(url, password, silence=_SILENCE, patience=_PATIENCE)
+        self._redis = self._link.redis
+        self._ask = self._link.ask
         self._keep = self._redis.register_script(_KEEP)
         self._forget = self._redis.register_script(_FORGET)
         self._find = self._redis.register_script(_FIND)
-        self._slots = asyncio.Semaphore(_CONNECTIONS)
-        self._closed = False
 
     def __repr__(self) -> str:
-        return f"<RedisStore {self._url}{' closed' if self._closed else ''}>"
+        return f"<RedisStore {self._link}>"
 
     # The counters.
 
@@ -179,45 +147,8 @@ class RedisStore:
         held = await self._ask(lambda: self._find(keys=[hashes[0], hashes[index]], args=[value]))
         return _record(kind, held)
 
-    # The connections.
-
     async def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        for _ in range(_CONNECTIONS):
-            # Who is being answered is not interrupted; it takes `_PATIENCE` at most.
-            await self._slots.acquire()
-        await self._redis.aclose()
-
-    async def _ask(self, call: Callable[[], Awaitable[Any]]) -> Any:
-        if self._closed:
-            raise StoreError(f"{self._url}: the store is closed")
-        try:
-            async with asyncio.timeout(_PATIENCE), self._slots:
-                return await call()
-        except UnicodeError:
-            # What was asked cannot be said.
-            raise
-        except (exceptions.RedisError, OSError, ValueError) as error:
-            # ValueError: it is no Redis. Without the cause, for a traceback would show it.
-            reason = _reason(error)
-            if reason.endswith("READONLY"):
-                # A replica now. The name may lead to the new master; the connections that are there do not.
-                with contextlib.suppress(exceptions.RedisError, OSError):
-                    await self._redis.connection_pool.disconnect(inuse_connections=False)
-            raise StoreError(f"{self._url}: {reason}") from None
-
-
-def _reason(error: Exception) -> str:
-    if type(error) in (exceptions.ConnectionError, exceptions.TimeoutError):
-        # The package's own words.
-        return str(error)
-    if isinstance(error, TimeoutError):
-        return f"no answer within {_PATIENCE:g} s"
-    code = _CODE.search(str(error))
-    said = code[0] if code else getattr(error, "status_code", None)
-    return f"the server answered {said or type(error).__name__}"
+        await self._link.close()
 
 
 def _hex(record: Record) -> str:

@@ -1,32 +1,22 @@
 """The store in one SQLite file, for all workers of one machine.
 
 Facts
-  - In WAL mode readers and one writer do not wait for each other; writers wait up to the busy timeout
-    (sqlite.org/wal.html). With synchronous=NORMAL a killed process loses nothing; a power cut may lose the
-    last changes, but never the file.
-  - WAL needs memory that all processes share: no network file system.
-  - SQLite gives ``-wal`` and ``-shm`` the mode of the file and, as root, its owner.
-  - Closing any descriptor of a file drops this process's locks on it (sqlite.org/howtocorrupt.html, 2.2).
-  - RETURNING came with 3.35, and promises no order (sqlite.org/lang_returning.html).
+  - With synchronous=NORMAL a killed process loses nothing; a power cut may lose the last changes, but never
+    the file (sqlite.org/wal.html).
 
 Rules
   1. One call is one statement, committed by itself: a cancelled call leaves no transaction open, and an await
      costs one hop into the thread of `aiosqlite`.
-  2. `_create` makes the file, with mode 0600, before SQLite opens it.
-  3. A connection that failed is closed, whatever it was: the next call has a new one.
+  2. A connection that failed is closed, whatever it was: the next call has a new one.
 
-Not here: when to ask (`ledger`).
+Not here: when to ask (`ledger`), the file itself (`sqlite_file`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import fcntl
-import os
 import sqlite3
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -35,23 +25,25 @@ import orjson
 
 from proxy.ports import Change, Record, StoreError, Taken
 
+from .sqlite_file import Database, Layout, check_version, identity
+
 _BUSY = 2.0
 """How long to wait for other processes, in seconds."""
 
 _KEPT = 86400
 """How long a counter is kept after its window's end, in seconds: for who still has to give back."""
 
-_VERSION = 1
-_SCHEMA = f"""
-BEGIN;
+_LAYOUT = Layout(
+    version=1,
+    settings="PRAGMA synchronous = NORMAL",
+    schema="""
 CREATE TABLE counters (name TEXT PRIMARY KEY, ends INTEGER NOT NULL, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE records (
     kind TEXT NOT NULL, id TEXT NOT NULL, name TEXT NOT NULL, digest BLOB UNIQUE, document TEXT NOT NULL,
     PRIMARY KEY (kind, id), UNIQUE (kind, name)
-);
-PRAGMA user_version = {_VERSION};
-COMMIT;
-"""
+)
+""",
+)
 
 # A row can hold a negative value, for a new one must tell the upsert by how much an old one changes. That is
 # 0 wherever it is read. Both numbers of the sum are below 2**62, so that it is an integer still.
@@ -85,10 +77,7 @@ class SqliteStore:
     """A `ports.Store`. `path` may be relative to the working directory of its first use."""
 
     def __init__(self, path: str) -> None:
-        if sqlite3.sqlite_version_info < (3, 35):
-            raise RuntimeError(
-                f"the store needs SQLite 3.35 or newer; this Python has {sqlite3.sqlite_version}"
-            )
+        check_version()
         self._path = path
         self._db: aiosqlite.Connection | None = None
         self._file: tuple[int, int] | None = None
@@ -185,7 +174,8 @@ class SqliteStore:
 
     async def _connection(self) -> aiosqlite.Connection:
         db = self._db
-        if db is not None and self._file is not None and self._file == _file(self._path):
+        # `identity`, in the event loop: it takes a microsecond, for the kernel has the inode of an open file.
+        if db is not None and self._file is not None and self._file == identity(self._path):
             return db
         if self._closed:
             raise StoreError(f"{self._path}: the store is closed")
@@ -202,19 +192,19 @@ class SqliteStore:
                 await self._drop(lost)
             failures: list[Exception] = []
 
-            def database(path: str, *arguments: Any, **options: Any) -> sqlite3.Connection:
+            def database(path: str, **options: Any) -> sqlite3.Connection:
                 try:
-                    return _Database(path, *arguments, **options)
+                    return Database(path, _LAYOUT, **options)
                 except (sqlite3.Error, OSError) as error:
                     # Raised here, it would leave the thread of `aiosqlite` to end when it likes.
                     failures.append(error)
                     return sqlite3.connect(":memory:")
 
-            db = await aiosqlite.connect(self._path, factory=database, timeout=_BUSY, isolation_level=None)
+            db = await aiosqlite.connect(self._path, factory=database, timeout=_BUSY)
             if failures:
                 await db.close()
                 raise failures[0]
-            self._db, self._file = db, _file(self._path)
+            self._db, self._file = db, identity(self._path)
             return db
         finally:
             self._opening = None
@@ -228,85 +218,3 @@ class SqliteStore:
 
 def _json(value: Any) -> str:
     return orjson.dumps(value).decode()
-
-
-def _file(path: str) -> tuple[int, int] | None:
-    # At each call, in the event loop: it takes a microsecond, for the kernel has the inode of an open file.
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-class _Database(sqlite3.Connection):
-    """The file, created where it is missing. `aiosqlite` makes this in its own thread."""
-
-    def __init__(self, path: str, **options: Any) -> None:
-        # What SQLite does too: its other two files are beside the file, not beside a link to it.
-        path = os.path.realpath(path)
-        with _alone(os.path.dirname(path)):
-            _create(path)
-            super().__init__(path, **options)
-            try:
-                self._set_up()
-            except BaseException:
-                self.close()
-                raise
-
-    def _set_up(self) -> None:
-        self.execute("PRAGMA synchronous = NORMAL")
-        (mode,) = self.execute("PRAGMA journal_mode = WAL").fetchone()
-        if mode != "wal":
-            raise sqlite3.OperationalError("its file system has no shared memory, which WAL needs")
-        (version,) = self.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            self.executescript(_SCHEMA)
-        elif version != _VERSION:
-            raise sqlite3.DatabaseError(f"its schema is version {version}, and this program's {_VERSION}")
-
-
-@contextlib.contextmanager
-def _alone(directory: str) -> Iterator[None]:
-    """One process after the other opens files of a directory.
-
-    SQLite does not wait for others where it switches to WAL: of two that do so at once, one would fail.
-    """
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        deadline = time.monotonic() + _BUSY
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise
-            time.sleep(0.01)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _create(path: str) -> None:
-    """An empty file for its owner alone, where there is none.
-
-    Root gives it to the owner of the directory, so that the service, which is not root, can open it.
-    """
-    if os.path.lexists(path):
-        # Not even opened: see the facts.
-        return
-    for left in (f"{path}-wal", f"{path}-shm"):
-        # They belong to a file that was removed, and whoever has that open still uses them.
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(left)
-    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    try:
-        if os.geteuid() == 0:
-            owner = os.stat(os.path.dirname(path))
-            os.fchown(descriptor, owner.st_uid, owner.st_gid)
-    except OSError:
-        os.unlink(path)
-        raise
-    finally:
-        os.close(descriptor)

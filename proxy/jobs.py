@@ -1,0 +1,235 @@
+"""Jobs as clients see them: submit, poll, cancel.
+
+Facts
+  - A job is answered for when it is in the store: whoever is told an id can be killed, and so can we.
+  - SDKs ask again by themselves after a 5xx, 429, 408 or 409, unless ``x-should-retry`` says no. A job that
+    has failed stays so.
+
+Rules
+  1. A job belongs to the virtual key, or else to the credentials, that it was made with. For everybody else,
+     and after it has expired, it is the same 404 as an id that never was.
+  2. A result is upstream's status, fields and body as they came.
+  3. A job of which its client cannot know is forgotten again.
+
+Not here: what the fields mean (`order`), how things look (`poll`), who does the jobs (`work`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hmac
+import secrets
+import time
+from collections.abc import Callable
+
+from . import coding, headers, order, poll
+from .access import Holder
+from .config import Config
+from .errors import RETRY_SOON, ProxyError, Source
+from .exchange import Exchange
+from .incoming import Original
+from .job import Bounds, Ending, Found, Job, State
+from .order import Order
+from .plan import Plan
+from .ports import Dispatch, JobStore, StoreError
+from .reply import Reply
+from .routes import Route
+
+RETRY_SECONDS = 5
+"""What ``retry-after`` says when the queue is full."""
+
+LARGE_BYTES = 65536
+"""A result above this size is unpacked in a thread."""
+
+MAX_DECODED_BYTES = 67108864
+"""A compressed result above this size is shown as it came."""
+
+_JSON = (b"Content-Type", b"application/json")
+
+_BOUNDS = {
+    "jobs": "jobs_full: too many jobs wait",
+    "jobs_of_owner": "jobs_full: too many jobs of yours wait",
+    "bytes": "jobs_full: the jobs that wait are too large together",
+}
+
+
+class Jobs:
+    """Takes and answers for jobs. One per server."""
+
+    def __init__(
+        self,
+        store: JobStore | None,
+        dispatch: Dispatch | None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._jobs = (store, dispatch) if store is not None and dispatch is not None else None
+        self._clock = clock
+
+    def _have(self) -> tuple[JobStore, Dispatch]:
+        if self._jobs is None:
+            raise _bad(400, "jobs_unavailable: jobs need a store, and this proxy has none.")
+        return self._jobs
+
+    async def submit(
+        self,
+        asked: Order,
+        original: Original,
+        route: Route,
+        holder: Holder | None,
+        plan: Plan,
+        exchange: Exchange,
+        config: Config,
+        reply: Reply,
+    ) -> None:
+        """Keep a request as a job, and say so. Raises `ProxyError` 400, 429, 503."""
+        store, dispatch = self._have()
+        if exchange.stream:
+            raise _bad(400, "A job cannot be streamed; leave `stream` out, or send false.")
+        if asked.webhook and asked.webhook not in config.webhooks:
+            raise _bad(400, f"No webhook is called {asked.webhook[:100]!r} (x-bf-async-webhook).")
+        settings = config.jobs
+        shows_own = any(target.may_show_credentials for target in plan.targets)
+        unified = route.unified
+        request = order.Request(
+            route,
+            original.outgoing.kept(credentials=shows_own),
+            holder.id if holder is not None else "",
+            # Its result will stand in a document of ours.
+            unified,
+        )
+        job = Job(
+            id=f"job_{secrets.token_hex(16)}",
+            owner=_owner(holder, original.outgoing),
+            operation=route.operation,
+            created=self._clock(),
+            ttl=min(asked.ttl or settings.result_ttl, settings.max_result_ttl),
+            webhook=asked.webhook,
+            head=request.dumps(),
+            body=original.body or b"",
+        )
+        exchange.job = job.id
+        bounds = Bounds(settings.max_pending, settings.max_pending_per_key, settings.max_pending_bytes)
+        try:
+            full = await store.submit(job, bounds)
+        except BaseException as failure:
+            # It may be there all the same.
+            dispatch.forget(job.id)
+            if isinstance(failure, StoreError):
+                raise _unanswered() from None
+            raise
+        if full:
+            again = (b"retry-after", b"%d" % RETRY_SECONDS)
+            raise ProxyError(
+                429,
+                f"{_BOUNDS[full]}; send this one again later.",
+                source=Source.DOWNSTREAM,
+                headers=(again,),
+            )
+        dispatch.come()
+        _say(
+            Found(job.id, job.owner, job.operation, State.PENDING, job.created, None), route, exchange, reply
+        )
+
+    async def about(
+        self,
+        asked: Order,
+        method: str,
+        route: Route,
+        holder: Holder | None,
+        outgoing: headers.Outgoing,
+        exchange: Exchange,
+        reply: Reply,
+        hold: Callable[[int], None],
+    ) -> None:
+        """Answer what is asked about a job; `hold` is told of its bytes.
+
+        Raises `ProxyError` 400, 404, 503.
+        """
+        store, dispatch = self._have()
+        exchange.job = asked.id
+        try:
+            found = await store.look(asked.id, self._clock())
+            owner = _owner(holder, outgoing)
+            if (
+                found is None
+                or not hmac.compare_digest(found.owner.encode(), owner.encode())
+                or found.operation != route.operation
+            ):
+                raise _bad(404, "job_not_found: there is no such job, or its result has expired.")
+            removed = await store.remove(found.id) if method == "DELETE" else None
+        except StoreError:
+            raise _unanswered() from None
+        if method == "DELETE":
+            dispatch.drop(found.id)
+            reply.whole(
+                200, headers.Head((_JSON, *_told(found))), poll.removed(found.id, removed or found.state)
+            )
+        elif found.ending is None:
+            _say(found, route, exchange, reply)
+        else:
+            await _give(found, found.ending, route, exchange, reply, hold)
+
+
+def _say(found: Found, route: Route, exchange: Exchange, reply: Reply) -> None:
+    """Answer for a job that is not over."""
+    head = headers.Head((_JSON, (b"request-id", exchange.request_id.encode()), *_told(found)))
+    if route.unified:
+        reply.whole(202, head, poll.unified(found))
+    else:
+        reply.whole(200, head, poll.pending(found.operation, found.id, exchange.model))
+
+
+async def _give(
+    found: Found, ending: Ending, route: Route, exchange: Exchange, reply: Reply, hold: Callable[[int], None]
+) -> None:
+    """Answer with a result."""
+    hold(len(ending.body))
+    large = len(ending.body) > LARGE_BYTES
+    plain = await asyncio.to_thread(poll.body, ending) if large else poll.body(ending)
+    if ending.packed:
+        hold(len(plain))
+    kept = order.Answer.loads(ending.head)
+    told = headers.Head(_told(found))
+    if route.unified:
+        head = headers.Head((_JSON, (b"request-id", exchange.request_id.encode()), *_told(found)))
+        show = functools.partial(_unified, found, kept, plain)
+        reply.whole(200, head, await asyncio.to_thread(show) if large else show())
+        return
+    head = headers.Head()
+    head.lines = [*kept.lines, *told.lines]
+    if ending.failed and not any(line.lower().startswith(b"x-should-retry:") for line in kept.lines):
+        head.lines.append(b"x-should-retry: false")
+    head.has_date = kept.has_date
+    body = kept.error or plain
+    head.set_length(len(body))
+    reply.begin(ending.status, kept.reason, head, body)
+    reply.end()
+
+
+def _unified(found: Found, kept: order.Answer, plain: bytes) -> bytes:
+    if kept.codings:
+        try:
+            plain = coding.decoded(plain, kept.codings, MAX_DECODED_BYTES)
+        except ProxyError:
+            # It is shown as what it is.
+            return poll.unified(found, plain, kept.error)
+    return poll.unified(found, plain, kept.error)
+
+
+def _told(found: Found) -> tuple[tuple[bytes, bytes], ...]:
+    return (headers.JOB_STATUS, found.state.value.encode()), (headers.JOB_ID, found.id.encode("latin-1"))
+
+
+def _owner(holder: Holder | None, outgoing: headers.Outgoing) -> str:
+    return f"key {holder.id}" if holder is not None else f"credential {outgoing.credential_digest()}"
+
+
+def _unanswered() -> ProxyError:
+    return ProxyError(
+        503, "The store of jobs cannot be asked now; send the request again.", headers=(RETRY_SOON,)
+    )
+
+
+def _bad(status: int, message: str) -> ProxyError:
+    return ProxyError(status, message, source=Source.DOWNSTREAM)

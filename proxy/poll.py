@@ -1,0 +1,105 @@
+"""How a job looks to whoever asks for it: in the wire format of its route, or as ``/v1/async`` says it.
+
+Facts
+  - On a provider's own route Bifrost answers 200 with a message that has the job's id and no content until
+    the job is over; SDKs with strict types want every member that the format requires.
+  - On ``/v1/async`` it answers 202 until then, and afterwards 200 whatever the job's own status is.
+
+Rules
+  1. The bytes of a result are put in as they are, never decoded and encoded again.
+
+Not here: who may ask (`jobs`).
+"""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any
+
+import orjson
+
+from .job import Ending, Found, State
+
+_USAGE = {"input_tokens": 0, "output_tokens": 0}
+
+PENDING: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "/anthropic/v1/messages": {
+            "type": "message",
+            "role": "assistant",
+            "content": [],
+            "stop_reason": None,
+            "stop_sequence": None,
+            "usage": _USAGE,
+        },
+        "/anthropic/v1/messages/count_tokens": {"input_tokens": 0},
+        "/anthropic/v1/complete": {"type": "completion", "completion": "", "stop_reason": None},
+    }
+)
+"""By operation: what a client gets, beside `id` and `model`, while there is no answer."""
+
+
+def body(ending: Ending) -> bytes:
+    """The answer's body as upstream sent it."""
+    return zlib.decompress(ending.body) if ending.packed else ending.body
+
+
+def pending(operation: str, id: str, model: str) -> bytes:
+    """What a provider's own route answers while the job is not over."""
+    return orjson.dumps({"id": id, "model": model, **PENDING.get(operation, {})})
+
+
+def unified(found: Found, plain: bytes = b"", error: bytes = b"") -> bytes:
+    """A job as ``/v1/async`` shows it; `plain` is the body of its result, uncompressed.
+
+    With an `error` of ours it is a part of one.
+    """
+    shown: dict[str, Any] = {
+        "id": found.id,
+        "status": found.state.value,
+        "created_at": instant(found.created),
+    }
+    ending = found.ending
+    if ending is not None:
+        shown |= {
+            "completed_at": instant(ending.completed),
+            "expires_at": instant(ending.expires),
+            "status_code": ending.status,
+            "error" if ending.failed else "result": embedded(error or plain),
+        }
+        if error:
+            shown["partial_result"] = embedded(plain)
+    return orjson.dumps(shown)
+
+
+def removed(id: str, state: State) -> bytes:
+    """What a DELETE answers; `state` is the one that it ended."""
+    cancelled = not is_over(state)
+    return orjson.dumps({"id": id, "deleted": True, "status": "cancelled" if cancelled else state.value})
+
+
+def embedded(plain: bytes) -> Any:
+    """A body inside a JSON document: JSON as it is, byte for byte, anything else as text or base64."""
+    try:
+        orjson.loads(plain)
+    except orjson.JSONDecodeError:
+        pass
+    else:
+        return orjson.Fragment(plain)
+    try:
+        return {"text": plain.decode()}
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(plain).decode()}
+
+
+def instant(at: float) -> str:
+    """A time as RFC 3339 has it, to the millisecond."""
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def is_over(state: State) -> bool:
+    return state in (State.COMPLETED, State.FAILED)
