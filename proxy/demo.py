@@ -20,6 +20,7 @@ import contextlib
 import dataclasses
 import errno
 import signal
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -51,6 +52,7 @@ providers:
     network_config: {{max_retries: 0}}
 default_providers: {{anthropic: demo}}
 models: {{claude-2: [demo/{overloaded}, backup/claude-2]}}
+store: {store}
 """
 
 _COMPLETION = {
@@ -67,6 +69,7 @@ _MESSAGE = {
 }
 _TRY = {"model": "claude-haiku-4-5", "max_tokens": 100, "stream": True,
         "messages": [{"role": "user", "content": "Hello, Verbatim!"}]}  # fmt: skip
+_TRY_JOB = _TRY | {"stream": False}
 _TRY_FALLBACK = _TRY | {"model": demo_answers.OVERLOADED, "fallbacks": ["backup/claude-haiku-4-5"]}
 
 
@@ -102,8 +105,10 @@ async def _demo(listen: str, once: bool, screen: _Screen) -> int:
         log_batches: asyncio.Queue[bytes] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         log = AccessLog(lambda batch: loop.call_soon_threadsafe(log_batches.put_nowait, batch))
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="verbatim-demo-")))
         try:
-            server = Server(_config(listen, *(upstream.url for upstream in upstreams)), log=log)
+            urls = [upstream.url for upstream in upstreams]
+            server = Server(_config(listen, directory / "state.db", *urls), log=log)
             stack.push_async_callback(server.stop)
             await server.start()
         except (config.ConfigError, OSError, RuntimeError) as error:
@@ -120,7 +125,7 @@ async def _demo(listen: str, once: bool, screen: _Screen) -> int:
         return 0
 
 
-def _config(listen: str, demo: str, backup: str) -> config.Config:
+def _config(listen: str, store: Path, demo: str, backup: str) -> config.Config:
     if listen.startswith("unix:"):
         raise OSError(errno.EADDRNOTAVAIL, "the demo shows URLs; give HOST:PORT")
     text = _CONFIG.format(
@@ -129,6 +134,7 @@ def _config(listen: str, demo: str, backup: str) -> config.Config:
         demo=demo,
         backup=backup,
         overloaded=demo_answers.OVERLOADED,
+        store=orjson.dumps(f"sqlite:{store}").decode(),
     )
     return config.load(text, {"DEMO_KEY": "demo"}, lambda name: Path(name).read_text("utf-8"))
 
@@ -244,12 +250,15 @@ def _print_log(batch: bytes, screen: _Screen) -> int:
 
 
 def _invite(base_url: str, screen: _Screen, once: bool) -> None:
-    """Commands to copy: a stream, one with a fallback, an SDK."""
+    """Commands to copy: a stream, one with a fallback, a job, an SDK."""
     url = f"{base_url}/anthropic/v1/messages"
     headers = "-H 'content-type: application/json' -H 'anthropic-version: 2023-06-01'"
     screen.title("Now you. " + ("Without --once this goes on serving, for:" if once else "Until Ctrl-C:"))
     for option, body in (("-N", _TRY), ("-N -i", _TRY_FALLBACK)):
         screen.line(f"\ncurl {option} {url} {headers} -d '{orjson.dumps(body).decode()}'")
+    job = f"{base_url}/v1/async/messages"
+    screen.line(f"\ncurl {job} {headers} -d '{orjson.dumps(_TRY_JOB).decode()}'    # a job; then:")
+    screen.line(f"curl {job}/ID")
     screen.line(
         f"\nANTHROPIC_BASE_URL={base_url}/anthropic ANTHROPIC_API_KEY=any-key python your_program.py\n"
     )

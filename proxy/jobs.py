@@ -108,7 +108,6 @@ class Jobs:
             head=request.dumps(),
             body=original.body or b"",
         )
-        exchange.job = job.id
         bounds = Bounds(settings.max_pending, settings.max_pending_per_key, settings.max_pending_bytes)
         try:
             full = await store.submit(job, bounds)
@@ -120,16 +119,16 @@ class Jobs:
             raise
         if full:
             again = (b"retry-after", b"%d" % RETRY_SECONDS)
-            raise ProxyError(
-                429,
-                f"{_BOUNDS[full]}; send this one again later.",
-                source=Source.DOWNSTREAM,
-                headers=(again,),
-            )
+            message = f"{_BOUNDS[full]}; send this one again later."
+            raise ProxyError(429, message, source=Source.DOWNSTREAM, headers=(again,))
+        exchange.job = job.id
+        waits = Found(job.id, job.owner, job.operation, State.PENDING, job.created, None)
+        try:
+            _say(waits, route, exchange, reply)
+        except ConnectionError:
+            dispatch.forget(job.id)
+            raise
         dispatch.come()
-        _say(
-            Found(job.id, job.owner, job.operation, State.PENDING, job.created, None), route, exchange, reply
-        )
 
     async def about(
         self,

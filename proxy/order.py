@@ -74,17 +74,21 @@ class Request(NamedTuple):
 
     @classmethod
     def loads(cls, kept: bytes) -> Request:
-        held = orjson.loads(kept)
-        route = Route(
-            Kind.MODEL,
-            held["wire_format"],
-            held["prefix"].encode("latin-1"),
-            held["path"].encode("latin-1"),
-            f"job {held['operation']}",
-            held["operation"],
-        )
-        fields = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in held["fields"]]
-        return cls(route, fields, held["holder"], held["identity"])
+        """Raises ValueError for what another version has kept, and this one does not know."""
+        try:
+            held = orjson.loads(kept)
+            route = Route(
+                Kind.MODEL,
+                held["wire_format"],
+                held["prefix"].encode("latin-1"),
+                held["path"].encode("latin-1"),
+                f"job {held['operation']}",
+                held["operation"],
+            )
+            fields = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in held["fields"]]
+            return cls(route, fields, held["holder"], held["identity"])
+        except (KeyError, TypeError, AttributeError):
+            raise ValueError("not a request that this version has kept") from None
 
 
 class Answer(NamedTuple):

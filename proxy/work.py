@@ -35,6 +35,12 @@ INTERRUPTED = ProxyError(
     " answered and billed it, so it is not sent again; submit it anew if you want that.",
 )
 
+UNREADABLE = ProxyError(
+    500,
+    "job_unreadable: another version of the proxy has kept this job, and this one cannot do it; submit it"
+    " anew.",
+)
+
 _JSON = (b"Content-Type", b"application/json")
 
 logger = logging.getLogger(__name__)
@@ -67,7 +73,10 @@ class Work:
         """
         handler = self._handler
         rules = handler.rules
-        request = order.Request.loads(job.head)
+        try:
+            request = order.Request.loads(job.head)
+        except ValueError:
+            return self._ending(job.ttl, UNREADABLE.status, *_refusal(UNREADABLE, "anthropic", job.id))
         exchange = handler.begin("POST", request.route.label)
         exchange.job = job.id
         exchange.take(request.route)
@@ -91,7 +100,10 @@ class Work:
 
     def interrupted(self, held: Held) -> Ending:
         """The ending of a job that a worker left behind after it had gone upstream."""
-        wire_format = order.Request.loads(held.head).route.wire_format
+        try:
+            wire_format = order.Request.loads(held.head).route.wire_format
+        except ValueError:
+            wire_format = "anthropic"
         return self._ending(held.ttl, INTERRUPTED.status, *_refusal(INTERRUPTED, wire_format, held.lease.id))
 
     async def _ask(

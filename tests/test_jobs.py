@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import hashlib
 import json
 import re
 import time
@@ -16,6 +17,8 @@ from backends import Backend, backend
 from rawclient import Response, asked, get, post, request_head
 from running import Proxy, StartProxy, StartUpstream, keyed
 from scripted import JSON_TYPE, MESSAGE, Conn, answer, raw, refusal
+
+from proxy.job import Bounds, Job
 
 __all__ = ["backend"]
 
@@ -712,3 +715,55 @@ async def test_what_is_kept_of_a_request(
     hold.set()
     for id in (shown, hidden):
         assert (await over(p, id, fields=[ALICE])).status == 200
+
+
+async def test_a_job_that_this_version_cannot_read(
+    backend: Backend, upstream: StartUpstream, proxy: StartProxy
+) -> None:
+    """What a newer version has kept ends with an error that says so; others go on."""
+    up = await upstream(answer(body=MESSAGE))
+    p = await proxy(up, store=backend.url)
+    jobs = p.server._job_store
+    assert jobs is not None
+    owner = f"credential {hashlib.sha256(b'sk-test-client').hexdigest()}"
+    for number, head in enumerate((b"{}", b"[]", b"not JSON", b'{"wire_format": 1}')):
+        job = Job(f"job_{number}", owner, "/anthropic/v1/messages", 0.0, 60, "", head, b"{}")
+        assert await jobs.submit(job, Bounds(9, 9, 999)) == ""
+        response = await over(p, job.id.encode())
+        assert (response.status, b"job_unreadable" in response.body) == (500, True)
+    assert (await over(p, await submit(p))).status == 200
+
+
+async def test_a_client_that_leaves_before_it_is_told(
+    backend: Backend, upstream: StartUpstream, proxy: StartProxy
+) -> None:
+    """The job that it cannot know of is forgotten, and does not go upstream."""
+    p = await proxy(await upstream(), store=backend.url)
+    jobs, handler = p.server._job_store, p.server._handler
+    assert jobs is not None
+    assert handler is not None
+    kept, left = asyncio.Event(), asyncio.Event()
+    ids: list[str] = []
+    keep = jobs.submit
+
+    async def submit_and_wait(job: Job, bounds: Bounds) -> str:
+        full = await keep(job, bounds)
+        ids.append(job.id)
+        kept.set()
+        await left.wait()
+        return full
+
+    jobs.submit = submit_and_wait  # type: ignore[method-assign]
+    p.server._dispatcher._claims = False  # type: ignore[union-attr]
+    client = await p.connect()
+    await client.send(post(MESSAGES, asked("claude-2"), [SUBMIT]))
+    await kept.wait()
+    assert await jobs.look(ids[0], 0) is not None
+    client.close()
+    line = await p.line()
+    assert line["ending"].startswith("D")
+    async with asyncio.timeout(10):
+        while True:
+            if await jobs.look(ids[0], 0) is None:
+                break
+            await asyncio.sleep(0.01)
