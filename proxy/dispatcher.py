@@ -77,8 +77,8 @@ class Dispatcher:
         """Those of which the ending is there."""
         self._unsent: set[Lease] = set()
         """Those that are known not to have gone upstream, whatever the store says."""
-        self._forgotten: dict[str, float] = {}
-        """Jobs that nobody knows of, and until when they are looked for."""
+        self._forgotten: dict[str, float | None] = {}
+        """Jobs that nobody knows of, and until when they are looked for, once the store has answered."""
         self._seen: dict[str, tuple[int, float]] = {}
         """By worker: its beats, and since when there are no more of them."""
         self._look_at = self._beat_at = self._purge_at = self._beaten_at = clock()
@@ -114,8 +114,7 @@ class Dispatcher:
                 task.cancel()
 
     def forget(self, id: str) -> None:
-        # Twice at least: the store may do what it was told before only after it was told to remove it.
-        self._forgotten[id] = self._clock() + BEAT_SECONDS
+        self._forgotten[id] = None
 
     # The loop.
 
@@ -237,7 +236,10 @@ class Dispatcher:
         for id, until in tuple(self._forgotten.items()):
             await self._store.remove(id)
             self.drop(id)
-            if self._clock() >= until:
+            if until is None:
+                # Again: the store may do what it was told before only after it was told to remove it.
+                self._forgotten[id] = self._clock() + BEAT_SECONDS
+            elif self._clock() >= until:
                 del self._forgotten[id]
 
     # One job.
