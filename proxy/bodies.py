@@ -43,9 +43,9 @@ class Bodies:
         exchange.held += size
 
     @property
-    def half_full(self) -> bool:
-        """Whether nothing should be begun now that can wait."""
-        return self.bytes * 2 >= self.limit
+    def full(self) -> bool:
+        """Whether nothing more should be taken in that can wait."""
+        return self.bytes >= self.limit
 
     def let_go(self, exchange: Exchange, size: int | None = None) -> None:
         """So many bytes of this request are not held any more; None is all of them."""

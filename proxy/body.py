@@ -79,9 +79,23 @@ def scan(body: bytes) -> Scan:
 
 def steps(body: bytes) -> Generator[None, None, Scan]:
     """`scan`, pausing after every millisecond or so, so that its caller can let others run."""
-    pos = yield from grammar.opening(body)
     ours = _Ours(body)
-    frame, stack = grammar.TOP, list[grammar.Frame]()
+    return ours.result((yield from _walk(body, ours)))
+
+
+def object_steps(body: bytes) -> Generator[None, None, bool]:
+    """Whether `body` is a JSON object, whatever is in it; it pauses as `steps` does."""
+    try:
+        yield from _walk(body, None)
+    except ProxyError:
+        return False
+    return True
+
+
+def _walk(body: bytes, ours: _Ours | None) -> Generator[None, None, int]:
+    """Read all of `body`, and tell `ours` of its members; returns where its object closes."""
+    pos = yield from grammar.opening(body)
+    frame, stack = grammar.OBJECT if ours is None else grammar.TOP, list[grammar.Frame]()
     at_top = grammar.WINDOW if len(body) <= grammar.WINDOW else grammar.GLANCE
     due = pos + grammar.WINDOW
     while True:
@@ -90,7 +104,7 @@ def steps(body: bytes) -> Generator[None, None, Scan]:
             due = pos + grammar.WINDOW
             yield
         run = frame.run.match(body, pos, pos + (grammar.WINDOW if stack else at_top))
-        if run and not stack:
+        if run and not stack and ours is not None:
             ours.take(run)
         if run and run.lastgroup == "bracket":
             pos = run.end()
@@ -102,7 +116,7 @@ def steps(body: bytes) -> Generator[None, None, Scan]:
             frame = grammar.OBJECT
         elif bracket == grammar.ARRAY_OPENS:
             stack.append(frame)
-            frame = ours.array(pos) if frame is grammar.TOP else grammar.ARRAY
+            frame = ours.array(pos) if ours is not None and frame is grammar.TOP else grammar.ARRAY
         elif bracket and stack:
             frame = stack.pop()
         elif bracket:
@@ -110,7 +124,7 @@ def steps(body: bytes) -> Generator[None, None, Scan]:
     end = (yield from grammar.blank(body, pos)) if pos < len(body) else pos
     if end < len(body):
         raise grammar.syntax(body, end, "nothing behind the object")
-    return ours.result(pos - 1)
+    return pos - 1
 
 
 def splice(body: bytes, scan: Scan, model: str) -> bytes:
@@ -258,7 +272,7 @@ def _mixed(at: int) -> ProxyError:
 
 
 def _turn(
-    body: bytes, pos: int, run: re.Match[bytes] | None, frame: grammar.Frame, ours: _Ours
+    body: bytes, pos: int, run: re.Match[bytes] | None, frame: grammar.Frame, ours: _Ours | None
 ) -> Generator[None, None, tuple[int, int]]:
     """Read on where `run` stopped: a scalar, or a bracket, which is returned with the byte behind it."""
     pos = run.end() if run else (yield from grammar.after(body, pos, frame.close))
@@ -269,7 +283,7 @@ def _turn(
     if frame.keyed:
         key = grammar.KEY.match(body, pos, pos + grammar.WINDOW)
         value = key.end() if key else (yield from grammar.key(body, pos))
-        if frame is grammar.TOP and (name := grammar.NAME.match(body, pos)):
+        if ours is not None and frame is grammar.TOP and (name := grammar.NAME.match(body, pos)):
             pos = yield from ours.read(str(name.lastgroup), pos, value)
             if pos > value:
                 return pos, 0

@@ -158,7 +158,7 @@ class Config:
     )
     webhooks: Mapping[str, hooks.Webhook] = setting(
         _NOTHING,
-        mapping(values.own_name, record(hooks.Webhook)),
+        mapping(values.webhook_name, record(hooks.Webhook)),
         "Who is told of the ends of jobs, by name; a request names one in x-bf-async-webhook.",
     )
     admin_key: Secret | None = field(
@@ -225,6 +225,7 @@ def load(source: str, environ: Mapping[str, str], read: Callable[[str], str]) ->
         config = _with_defaults(document, config)
         _check_models(document, config)
         _check_grants(document, config)
+        _check_jobs(document, config)
     if document.problems:
         raise ConfigError(document.problems)
     return config
@@ -299,6 +300,18 @@ def _check_grants(document: Document, config: Config) -> None:
                 document.problem((*path, "value"), f'is the same as that of "{printable(held[value])}"')
             elif value is not BROKEN:
                 held[value] = name
+
+
+def _check_jobs(document: Document, config: Config) -> None:
+    """Jobs and who is told of them, as far as they need each other and a store."""
+    settings = config.jobs
+    if config.webhooks and config.store is None:
+        document.problem(("webhooks",), "tell of jobs, and those need a store (store: sqlite:PATH)")
+    if settings is BROKEN or BROKEN in (settings.result_ttl, settings.max_result_ttl):
+        return
+    if settings.result_ttl > settings.max_result_ttl:
+        wrong = f"more than max_result_ttl, which is {settings.max_result_ttl}"
+        document.problem(("jobs", "result_ttl"), wrong)
 
 
 def _is_usable(document: Document, config: Config, name: str) -> bool:

@@ -257,8 +257,8 @@ def _invite(base_url: str, screen: _Screen, once: bool) -> None:
     for option, body in (("-N", _TRY), ("-N -i", _TRY_FALLBACK)):
         screen.line(f"\ncurl {option} {url} {headers} -d '{orjson.dumps(body).decode()}'")
     job = f"{base_url}/v1/async/messages"
-    screen.line(f"\ncurl {job} {headers} -d '{orjson.dumps(_TRY_JOB).decode()}'    # a job; then:")
-    screen.line(f"curl {job}/ID")
+    screen.line(f"\ncurl {job} {headers} -d '{orjson.dumps(_TRY_JOB).decode()}'")
+    screen.line(f"curl {job}/ID    # with the id that came")
     screen.line(
         f"\nANTHROPIC_BASE_URL={base_url}/anthropic ANTHROPIC_API_KEY=any-key python your_program.py\n"
     )

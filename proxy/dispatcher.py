@@ -21,7 +21,9 @@ import asyncio
 import contextlib
 import functools
 import logging
+import os
 import secrets
+import socket
 import time
 from collections.abc import Callable
 
@@ -29,7 +31,7 @@ from . import errors
 from .config import Config
 from .job import Claim, Ending, Held, Lease
 from .ports import JobStore, StoreError
-from .work import LostLease, Work
+from .work import LostLease, NotNow, Work
 
 LOOK_SECONDS = 1.0
 """How often the store is asked what has changed."""
@@ -46,6 +48,9 @@ SAVE_SECONDS = 2.0
 
 CLOSE_SECONDS = 5.0
 """What a stop may take beside the drain: to hand back what is left."""
+
+REST_SECONDS = 2.0
+"""How long nothing is claimed after a job that could not be done at that moment."""
 
 MAX_BEGINS = 3
 """So often a job goes upstream in all, where it may be sent again."""
@@ -65,7 +70,7 @@ class Dispatcher:
         self._ended: Callable[[], None] | None = None
         self._config = config
         self._clock = clock
-        self.name = secrets.token_hex(8)
+        self.name = f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
         """In the store; a worker that is started again has another."""
         self.pending = 0
         """How many jobs waited when it was last looked."""
@@ -82,6 +87,7 @@ class Dispatcher:
         self._seen: dict[str, tuple[int, float]] = {}
         """By worker: its beats, and since when there are no more of them."""
         self._look_at = self._beat_at = self._purge_at = self._beaten_at = clock()
+        self._rested_at = self._look_at
         self._called = asyncio.Event()
         self._claims = True
         self._failing = False
@@ -142,7 +148,6 @@ class Dispatcher:
     async def tick(self) -> None:
         """One turn: beat when that is due, settle what the store and we see differently, claim."""
         try:
-            await self._remove_forgotten()
             if self._clock() >= self._beat_at:
                 await self._beat()
             if self._clock() >= self._look_at:
@@ -150,7 +155,9 @@ class Dispatcher:
                 await self._settle()
             if self._clock() >= self._purge_at:
                 await self._purge()
-            await self._claim()
+            await self._remove_forgotten()
+            if self._clock() >= self._rested_at:
+                await self._claim()
         except StoreError as error:
             # Nobody was seen meanwhile, so nobody can be called dead.
             self._seen.clear()
@@ -168,7 +175,7 @@ class Dispatcher:
             # This process stood still, and others may have too.
             self._seen.clear()
         beats = await self._store.beat(self.name)
-        self._beat_at, self._beaten_at = now + BEAT_SECONDS, now
+        self._beaten_at = now
         # What a slow store tells of may have come after it was asked.
         told = self._clock()
         self._seen = {
@@ -186,6 +193,7 @@ class Dispatcher:
                 del self._seen[worker]
                 self._look_at = now
         self.pending = await self._store.pending()
+        self._beat_at = now + BEAT_SECONDS
 
     async def _purge(self) -> None:
         """Forget a batch of what has expired; more of it in the next turns, for a beat may be due."""
@@ -198,24 +206,27 @@ class Dispatcher:
         """Make what is done here and what the store says the same."""
         doing = set(self._doing)
         held = await self._store.held(self.name)
+        self._unsent.intersection_update(each.lease for each in held)
         for each in held:
-            if each.lease not in self._doing:
-                await self._leave(each)
+            # As it was when that was asked: what has ended since then is no more there than here.
+            if each.lease not in doing and await self._leave(each):
+                self._does.report(each)
         for lease in doing - {each.lease for each in held} - self._saving:
             if lease in self._doing:
                 self._doing[lease].cancel()
 
-    async def _leave(self, held: Held) -> None:
-        """Settle a job that nobody does."""
+    async def _leave(self, held: Held) -> bool:
+        """Settle a job that nobody does; returns whether it was interrupted."""
         lease = held.lease
         begun = held.begun and lease not in self._unsent
         again = self._config.jobs.on_restart == "retry" and held.begins < MAX_BEGINS
-        if (begun and not again) or lease.number >= MAX_CLAIMS:
-            await self._store.finish(lease, self._does.interrupted(held))
-        else:
-            await self._store.hand_back(lease)
-            self.come()
+        suspect = lease.number >= MAX_CLAIMS and lease not in self._unsent
+        if (begun and not again) or suspect:
+            return await self._store.finish(lease, self._does.interrupted(held))
+        await self._store.hand_back(lease)
         self._unsent.discard(lease)
+        self.come()
+        return False
 
     async def _claim(self) -> None:
         jobs = self._config.jobs
@@ -236,11 +247,15 @@ class Dispatcher:
         for id, until in tuple(self._forgotten.items()):
             await self._store.remove(id)
             self.drop(id)
-            if until is None:
-                # Again: the store may do what it was told before only after it was told to remove it.
-                self._forgotten[id] = self._clock() + BEAT_SECONDS
-            elif self._clock() >= until:
-                del self._forgotten[id]
+            del self._forgotten[id]
+            # Again: the store may do what it was told before only after it was told to remove it.
+            until = self._clock() + BEAT_SECONDS if until is None else until
+            if self._clock() < until:
+                self._forgotten[id] = until
+            if self._clock() >= self._look_at:
+                # There may be thousands, and a beat may be due. The others come first next time.
+                self.come()
+                return
 
     # One job.
 
@@ -250,9 +265,11 @@ class Dispatcher:
             ending = await self._does.do(claim.job, functools.partial(self._begin, lease))
         except LostLease:
             return
-        except StoreError:
-            # The next turn hands it back.
+        except (StoreError, NotNow) as failure:
+            # The next look hands it back.
             self._unsent.add(lease)
+            if isinstance(failure, NotNow):
+                self._rested_at = self._clock() + REST_SECONDS
             return
         self._saving.add(lease)
         await self._save(lease, ending)
@@ -262,13 +279,16 @@ class Dispatcher:
             raise LostLease
 
     async def _save(self, lease: Lease, ending: Ending) -> None:
+        waits = False
         while True:
             try:
                 if not await self._store.finish(lease, ending):
                     logger.warning("%s: its result came too late", lease.id)
                 return
             except StoreError as error:
-                logger.error("%s: its result waits for the store: %s", lease.id, error)
+                if not waits:
+                    logger.error("%s: its result waits for the store: %s", lease.id, error)
+                waits = True
                 await asyncio.sleep(SAVE_SECONDS)
 
     def _done(self, lease: Lease, task: asyncio.Task[None]) -> None:
@@ -291,6 +311,7 @@ class Dispatcher:
     async def close(self) -> None:
         """End the jobs that are left, and hand back or settle what the store says is ours."""
         self._claims = False
+        self._does.stop()
         if self._loop is not None:
             self._loop.cancel()
             await asyncio.wait([self._loop])
@@ -298,7 +319,10 @@ class Dispatcher:
             async with asyncio.timeout(CLOSE_SECONDS):
                 await self._end()
         except (StoreError, TimeoutError) as error:
-            logger.error("jobs are left to the other workers: %s", error or "the store does not answer")
+            logger.error("jobs are left to the other workers: %s", str(error) or "the store does not answer")
+        except Exception as failure:
+            # What comes after this has to be closed all the same.
+            logger.error("jobs are left to the other workers: %s", errors.frames(failure))
         for task in self._doing.values():
             task.cancel()
         if self._doing:
@@ -311,7 +335,8 @@ class Dispatcher:
         if self._doing:
             # What is there is kept, if the store takes it.
             await asyncio.wait(self._doing.values())
-        await self._remove_forgotten()
         for held in await self._store.held(self.name):
             await self._leave(held)
         await self._store.leave(self.name)
+        for id in tuple(self._forgotten):
+            await self._store.remove(id)

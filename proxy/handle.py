@@ -8,7 +8,8 @@
           -> relay.copy
     finally: quota.end, metrics.observe, accesslog.log
 
-    A job leaves it after the plan (`jobs`), and comes back there without a client (`work`).
+    A poll of a job leaves it before the body is read, and a submit after the plan (`jobs`); the job comes
+    back there without a client (`work`).
 
 Facts
   - aiohttp cancels this handler when downstream closes its connection, a half-close included. The
@@ -75,6 +76,9 @@ class Handler:
         self._rng = random.Random(secrets.randbits(64))
         self._upstream = upstream
         self.bodies = Bodies(config.max_buffered_bytes)
+        self.scanner = scanner
+        self._results = Bodies(0)
+        """Results of jobs on their way to clients: who reads slowly takes no room of other requests."""
         self.intake = Intake(scanner, self.bodies)
         self._metrics = metrics
         self._log = log
@@ -93,6 +97,7 @@ class Handler:
         self.holders.use(config)
         self._api.use(config)
         self.bodies.limit = config.max_buffered_bytes
+        self._results.limit = config.max_buffered_bytes // 2
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         loop = self._loop
@@ -161,7 +166,7 @@ class Handler:
 
     def buffered(self) -> int:
         """Bytes of bodies that are held, all requests together."""
-        return self.bodies.bytes
+        return self.bodies.bytes + self._results.bytes
 
     def keys_out(self) -> list[tuple[str, str]]:
         """Provider and name of the provider keys that are out."""
@@ -211,8 +216,13 @@ class Handler:
                 exchange.phase = Phase.PLAN
                 if holder is not None:
                     rules.quota.check(holder)
-                hold = functools.partial(self.bodies.hold, exchange)
-                await self._jobs.about(asked, request.method, route, holder, outgoing, exchange, reply, hold)
+                hold = functools.partial(self._results.hold, exchange)
+                try:
+                    await self._jobs.about(
+                        asked, request.method, route, holder, outgoing, exchange, reply, hold
+                    )
+                finally:
+                    self._results.let_go(exchange)
                 return
         exchange.take(route)
 

@@ -150,7 +150,8 @@ def _in(key: bytes) -> int:
     name = key.lower()
     if name == b"connection":
         return _CONNECTION
-    if name in HOP_BY_HOP or name in _SERVED_BY or name.startswith((b"x-accel-", JOB_PREFIX)):
+    ours = name.startswith(b"x-accel-") or name.replace(b"_", b"-").startswith(JOB_PREFIX)
+    if name in HOP_BY_HOP or name in _SERVED_BY or ours:
         return _STAYS
     return _SAID.get(name, _PASSES)
 

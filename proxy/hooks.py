@@ -85,18 +85,24 @@ def signed(secret: Secret, id: str, at: float, body: bytes) -> dict[str, str]:
     }
 
 
-def payload(found: Found) -> bytes:
-    """What is told of a job that is over."""
+def fits(found: Found) -> bool:
+    """Whether the body of a job that is over may be told: else it need not even be read."""
+    return found.ending is not None and Answer.loads(found.ending.head).size <= MOST_BYTES
+
+
+def payload(found: Found, *, whole: bool) -> bytes:
+    """What is told of a job that is over; of a `found` that is not `whole` the body is not there."""
     ending = found.ending
     if ending is None:
         raise ValueError("the job is not over")
     kept = Answer.loads(ending.head)
-    plain = _plain(ending, kept.codings)
+    plain = _plain(ending, kept.codings) if whole else None
     if plain is not None:
-        whole = _event(ending, poll.unified(found, plain, kept.error))
-        if len(whole) <= MOST_BYTES:
-            return whole
-    shown = orjson.loads(poll.unified(found, b"null", kept.error))
+        is_object = _is_object(plain) if kept.codings else kept.is_object
+        event = _event(ending, poll.unified(found, plain, kept.error, is_object=is_object))
+        if len(event) <= MOST_BYTES:
+            return event
+    shown = orjson.loads(poll.unified(found, b"", kept.error))
     del shown["partial_result" if kept.error else "error" if ending.failed else "result"]
     return _event(ending, orjson.dumps(shown | {"truncated": True}))
 
@@ -135,6 +141,13 @@ def _plain(ending: Ending, codings: str) -> bytes | None:
             # What cannot be decoded is told as it is.
             return None if error.status == 413 else plain
     return plain
+
+
+def _is_object(plain: bytes) -> bool:
+    try:
+        return isinstance(orjson.loads(plain), dict)
+    except orjson.JSONDecodeError:
+        return False
 
 
 def _event(ending: Ending, data: bytes) -> bytes:

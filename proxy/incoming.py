@@ -163,9 +163,11 @@ class Intake:
             plain = await self._scanner.decode(coding.decoded, body, codings, config.max_body_bytes)
             # Small bodies can become large ones, and then wait for the scanner in numbers.
             self._bodies.hold(exchange, len(plain))
-        original.scan = scanned = await self._scanner.scan(plain)
-        if not original.plain:
-            self._bodies.let_go(exchange, len(plain))
+        try:
+            original.scan = scanned = await self._scanner.scan(plain)
+        finally:
+            if not original.plain:
+                self._bodies.let_go(exchange, len(plain))
         exchange.model, exchange.stream = scanned.model, scanned.stream
         original.identity = original.identity or scanned.stream
 

@@ -117,7 +117,7 @@ class Held(NamedTuple):
     """What the store knows of a job that a worker holds."""
 
     lease: Lease
-    head: bytes
+    operation: str
     ttl: int
     begun: bool
     """Whether it went upstream under this claim or one that was adopted from."""
@@ -148,7 +148,7 @@ class Found(NamedTuple):
     state: State
     created: float
     ending: Ending | None
-    """There when the state is completed or failed."""
+    """There when the state is completed or failed. Where only a `peek` was asked for, it has no body."""
 
 
 class Delivery(NamedTuple):
@@ -161,9 +161,9 @@ class Delivery(NamedTuple):
 
 
 class Bounds(NamedTuple):
-    """How much may wait."""
+    """How much may wait, all pending jobs together."""
 
     jobs: int
     jobs_of_owner: int
     bytes: int
-    """Of the bodies of all pending jobs together."""
+    """Of their bodies; a head has a megabyte at most."""

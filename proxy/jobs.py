@@ -8,7 +8,7 @@ Facts
 Rules
   1. A job belongs to the virtual key, or else to the credentials, that it was made with. For everybody else,
      and after it has expired, it is the same 404 as an id that never was.
-  2. A result is upstream's status, fields and body as they came.
+  2. A result is upstream's status, fields and body as they came; only what is ours is added to its fields.
   3. A job of which its client cannot know is forgotten again.
 
 Not here: what the fields mean (`order`), how things look (`poll`), who does the jobs (`work`).
@@ -35,12 +35,16 @@ from .plan import Plan
 from .ports import Dispatch, JobStore, StoreError
 from .reply import Reply
 from .routes import Route
+from .scanner import Scanner
 
 RETRY_SECONDS = 5
 """What ``retry-after`` says when the queue is full."""
 
 LARGE_BYTES = 65536
 """A result above this size is unpacked in a thread."""
+
+SLICE_BYTES = 262144
+"""A result is written in slices of this size, as fast as it is read."""
 
 MAX_DECODED_BYTES = 67108864
 """A compressed result above this size is shown as it came."""
@@ -61,8 +65,10 @@ class Jobs:
         self,
         store: JobStore | None,
         dispatch: Dispatch | None,
+        scanner: Scanner,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self._scanner = scanner
         self._jobs = (store, dispatch) if store is not None and dispatch is not None else None
         self._clock = clock
 
@@ -148,26 +154,85 @@ class Jobs:
         store, dispatch = self._have()
         exchange.job = asked.id
         try:
-            found = await store.look(asked.id, self._clock())
+            found = await store.peek(asked.id, self._clock())
             owner = _owner(holder, outgoing)
             if (
                 found is None
                 or not hmac.compare_digest(found.owner.encode(), owner.encode())
                 or found.operation != route.operation
             ):
-                raise _bad(404, "job_not_found: there is no such job, or its result has expired.")
-            removed = await store.remove(found.id) if method == "DELETE" else None
+                raise _gone()
+            if method == "DELETE":
+                state = await store.remove(found.id) or found.state
+                dispatch.drop(found.id)
+                head = headers.Head((_JSON, (b"request-id", exchange.request_id.encode()), *_told(found)))
+                reply.whole(200, head, poll.removed(found.id, state))
+            elif found.ending is None:
+                _say(found, route, exchange, reply)
+            else:
+                await self._give(store, found, found.ending, method, route, exchange, reply, hold)
         except StoreError:
             raise _unanswered() from None
-        if method == "DELETE":
-            dispatch.drop(found.id)
-            reply.whole(
-                200, headers.Head((_JSON, *_told(found))), poll.removed(found.id, removed or found.state)
-            )
-        elif found.ending is None:
-            _say(found, route, exchange, reply)
+
+    async def _give(
+        self,
+        store: JobStore,
+        found: Found,
+        ending: Ending,
+        method: str,
+        route: Route,
+        exchange: Exchange,
+        reply: Reply,
+        hold: Callable[[int], None],
+    ) -> None:
+        """Answer with a result, as fast as it is read."""
+        kept = order.Answer.loads(ending.head)
+        plain = b""
+        if method != "HEAD":
+            # Before it is there; and once more for the document, or for what it is unpacked from.
+            hold(2 * kept.size)
+            whole = await store.look(found.id, self._clock())
+            if whole is None or whole.ending is None:
+                raise _gone()
+            large = kept.size > LARGE_BYTES
+            plain = await asyncio.to_thread(poll.body, whole.ending) if large else poll.body(whole.ending)
+        if route.unified:
+            head = headers.Head((_JSON, (b"request-id", exchange.request_id.encode()), *_told(found)))
+            body = await self._document(found, kept, plain, hold) if method != "HEAD" else b""
+            status, reason = 200, b""
+            if method != "HEAD":
+                head.set_length(len(body))
         else:
-            await _give(found, found.ending, route, exchange, reply, hold)
+            head = _head(found, ending, kept)
+            body, status, reason = kept.error or plain, ending.status, kept.reason
+            if status not in (204, 304):
+                head.set_length(len(kept.error) or kept.size)
+        reply.begin(status, reason, head, body[:SLICE_BYTES])
+        for start in range(SLICE_BYTES, len(body), SLICE_BYTES):
+            if reply.slow:
+                await reply.drain()
+            reply.push(body[start : start + SLICE_BYTES])
+        if reply.waiting:
+            # What waits for its reader is held until it has left.
+            await reply.drain(last=True)
+        reply.end()
+
+    async def _document(
+        self, found: Found, kept: order.Answer, plain: bytes, hold: Callable[[int], None]
+    ) -> bytes:
+        """A job that is over as ``/v1/async`` shows it."""
+        is_object = kept.is_object
+        if kept.codings:
+            try:
+                plain = await self._scanner.decode(coding.decoded, plain, kept.codings, MAX_DECODED_BYTES)
+            except ProxyError:
+                # It is shown as what it is.
+                pass
+            else:
+                hold(2 * len(plain))
+                is_object = await self._scanner.is_object(plain)
+        show = functools.partial(poll.unified, found, plain, kept.error, is_object=is_object)
+        return await asyncio.to_thread(show) if len(plain) > LARGE_BYTES else show()
 
 
 def _say(found: Found, route: Route, exchange: Exchange, reply: Reply) -> None:
@@ -179,41 +244,14 @@ def _say(found: Found, route: Route, exchange: Exchange, reply: Reply) -> None:
         reply.whole(200, head, poll.pending(found.operation, found.id, exchange.model))
 
 
-async def _give(
-    found: Found, ending: Ending, route: Route, exchange: Exchange, reply: Reply, hold: Callable[[int], None]
-) -> None:
-    """Answer with a result."""
-    hold(len(ending.body))
-    large = len(ending.body) > LARGE_BYTES
-    plain = await asyncio.to_thread(poll.body, ending) if large else poll.body(ending)
-    if ending.packed:
-        hold(len(plain))
-    kept = order.Answer.loads(ending.head)
-    told = headers.Head(_told(found))
-    if route.unified:
-        head = headers.Head((_JSON, (b"request-id", exchange.request_id.encode()), *_told(found)))
-        show = functools.partial(_unified, found, kept, plain)
-        reply.whole(200, head, await asyncio.to_thread(show) if large else show())
-        return
-    head = headers.Head()
-    head.lines = [*kept.lines, *told.lines]
+def _head(found: Found, ending: Ending, kept: order.Answer) -> headers.Head:
+    """The fields of a result on a provider's own route."""
+    head = headers.Head(_told(found))
     if ending.failed and not any(line.lower().startswith(b"x-should-retry:") for line in kept.lines):
         head.lines.append(b"x-should-retry: false")
+    head.lines[:0] = kept.lines
     head.has_date = kept.has_date
-    body = kept.error or plain
-    head.set_length(len(body))
-    reply.begin(ending.status, kept.reason, head, body)
-    reply.end()
-
-
-def _unified(found: Found, kept: order.Answer, plain: bytes) -> bytes:
-    if kept.codings:
-        try:
-            plain = coding.decoded(plain, kept.codings, MAX_DECODED_BYTES)
-        except ProxyError:
-            # It is shown as what it is.
-            return poll.unified(found, plain, kept.error)
-    return poll.unified(found, plain, kept.error)
+    return head
 
 
 def _told(found: Found) -> tuple[tuple[bytes, bytes], ...]:
@@ -222,6 +260,10 @@ def _told(found: Found) -> tuple[tuple[bytes, bytes], ...]:
 
 def _owner(holder: Holder | None, outgoing: headers.Outgoing) -> str:
     return f"key {holder.id}" if holder is not None else f"credential {outgoing.credential_digest()}"
+
+
+def _gone() -> ProxyError:
+    return _bad(404, "job_not_found: there is no such job, or its result has expired.")
 
 
 def _unanswered() -> ProxyError:

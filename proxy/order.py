@@ -82,7 +82,7 @@ class Request(NamedTuple):
                 held["wire_format"],
                 held["prefix"].encode("latin-1"),
                 held["path"].encode("latin-1"),
-                f"job {held['operation']}",
+                label(held["operation"]),
                 held["operation"],
             )
             fields = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in held["fields"]]
@@ -102,16 +102,25 @@ class Answer(NamedTuple):
     """The content codings of the body."""
     error: bytes
     """An answer of ours that stands for what was kept, because that is not whole; empty otherwise."""
+    size: int = 0
+    """Bytes of the body, whatever it is packed into."""
+    is_object: bool = False
+    """Whether the body is a JSON object."""
 
     def dumps(self) -> bytes:
         texts = [line.decode("latin-1") for line in (self.reason, self.error, *self.lines)]
-        return orjson.dumps([self.has_date, self.codings, *texts])
+        return orjson.dumps([self.has_date, self.codings, self.size, self.is_object, *texts])
 
     @classmethod
     def loads(cls, kept: bytes) -> Answer:
-        has_date, codings, *texts = orjson.loads(kept)
+        has_date, codings, size, is_object, *texts = orjson.loads(kept)
         reason, error, *lines = [text.encode("latin-1") for text in texts]
-        return cls(reason, lines, has_date, codings, error)
+        return cls(reason, lines, has_date, codings, error, size, is_object)
+
+
+def label(operation: str) -> str:
+    """What the log and the metrics call a job that is done, beside the request that made it."""
+    return f"job {operation}"
 
 
 def read(route: Route, outgoing: headers.Outgoing) -> Order | None:
@@ -124,13 +133,15 @@ def read(route: Route, outgoing: headers.Outgoing) -> Order | None:
         return None
     unknown = fields.keys() - _KNOWN
     if unknown:
-        raise _bad(f"no such field: {min(unknown).decode('latin-1')[:100]}")
+        raise _bad(f"There is no such field as {min(unknown).decode('latin-1')[:100]}")
     if headers.JOB_ID in fields:
         if not _ID.fullmatch(fields[headers.JOB_ID]):
             raise _bad("x-bf-async-id is not the id of a job")
         return Order(fields[headers.JOB_ID].decode("ascii"), None, "")
-    if fields.get(_SUBMIT, b"true" if route.unified else b"") != b"true":
-        raise _bad("only `x-bf-async: true` makes a job; leave the fields out for an ordinary request")
+    if _SUBMIT not in fields and not route.unified:
+        raise _bad("x-bf-async: true is missing, which makes a job; without it the other fields mean nothing")
+    if fields.get(_SUBMIT, b"true") != b"true":
+        raise _bad("Only x-bf-async: true makes a job; leave the fields out for an ordinary request")
     return Order("", _ttl(fields.get(_TTL)), fields.get(_WEBHOOK, b"").decode("latin-1"))
 
 
@@ -143,4 +154,4 @@ def _ttl(value: bytes | None) -> int | None:
 
 
 def _bad(message: str) -> ProxyError:
-    return ProxyError(400, f"{message[0].upper()}{message[1:]}.", source=Source.DOWNSTREAM)
+    return ProxyError(400, f"{message}.", source=Source.DOWNSTREAM)

@@ -53,10 +53,10 @@ def pending(operation: str, id: str, model: str) -> bytes:
     return orjson.dumps({"id": id, "model": model, **PENDING.get(operation, {})})
 
 
-def unified(found: Found, plain: bytes = b"", error: bytes = b"") -> bytes:
+def unified(found: Found, plain: bytes = b"", error: bytes = b"", *, is_object: bool = False) -> bytes:
     """A job as ``/v1/async`` shows it; `plain` is the body of its result, uncompressed.
 
-    With an `error` of ours it is a part of one.
+    `is_object` says that this is a JSON object. With an `error` of ours it is a part of a result.
     """
     shown: dict[str, Any] = {
         "id": found.id,
@@ -69,10 +69,10 @@ def unified(found: Found, plain: bytes = b"", error: bytes = b"") -> bytes:
             "completed_at": instant(ending.completed),
             "expires_at": instant(ending.expires),
             "status_code": ending.status,
-            "error" if ending.failed else "result": embedded(error or plain),
+            "error" if ending.failed else "result": embedded(error or plain, is_object or bool(error)),
         }
         if error:
-            shown["partial_result"] = embedded(plain)
+            shown["partial_result"] = embedded(plain, False)
     return orjson.dumps(shown)
 
 
@@ -82,13 +82,9 @@ def removed(id: str, state: State) -> bytes:
     return orjson.dumps({"id": id, "deleted": True, "status": "cancelled" if cancelled else state.value})
 
 
-def embedded(plain: bytes) -> Any:
-    """A body inside a JSON document: JSON as it is, byte for byte, anything else as text or base64."""
-    try:
-        orjson.loads(plain)
-    except orjson.JSONDecodeError:
-        pass
-    else:
+def embedded(plain: bytes, is_object: bool) -> Any:
+    """A body inside a JSON document: an object as it is, byte for byte, anything else as text or base64."""
+    if is_object:
         return orjson.Fragment(plain)
     try:
         return {"text": plain.decode()}

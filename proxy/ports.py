@@ -146,7 +146,7 @@ class Dispatch(Protocol):
 
 
 class JobStore(Protocol):
-    """Where the jobs of all workers are. Every method may raise `StoreError`.
+    """Where the jobs of all workers are. Every method but `urgently` may raise `StoreError`.
 
     Every method is one transaction. What it did is durable when it returns. `now` and all other times are
     seconds since the epoch.
@@ -154,6 +154,10 @@ class JobStore(Protocol):
     Where an answer was lost the same may be asked again: `submit` keeps no job twice, `begin` counts once for
     a lease, and `finish` says True where this lease's end is kept.
     """
+
+    def urgently(self) -> JobStore:
+        """The same, for calls that go before others: what keeps a worker alive waits for no client."""
+        ...
 
     async def submit(self, job: Job, bounds: Bounds) -> str:
         """Keep a new job as pending; returns ``""``.
@@ -180,6 +184,10 @@ class JobStore(Protocol):
 
     async def finish(self, lease: Lease, ending: Ending) -> bool:
         """Keep how the job ended, and forget its request; False as for `begin`. Its webhook is due then."""
+        ...
+
+    async def peek(self, id: str, now: float) -> Found | None:
+        """The job without the body of its ending, unless it has expired."""
         ...
 
     async def look(self, id: str, now: float) -> Found | None:
@@ -218,7 +226,7 @@ class JobStore(Protocol):
         ...
 
     async def due(self, now: float, again: float) -> Delivery | None:
-        """An end that a webhook is to be told; until `again` nobody else gets it.
+        """An end that a webhook is to be told, as `peek` has it; until `again` nobody else gets it.
 
         An end is due from its completion until it has expired.
         """

@@ -21,8 +21,11 @@ import asyncio
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
-from .body import Scan, steps
+from .body import Scan, object_steps, steps
+
+T = TypeVar("T")
 
 LARGE_BYTES = 262144
 """A body above this size goes to the thread."""
@@ -41,7 +44,13 @@ class Scanner:
 
     async def scan(self, body: bytes) -> Scan:
         """What stands in `body`; `ProxyError` 400 when it breaks the rules."""
-        walk = steps(body)
+        return await self._walked(body, steps(body))
+
+    async def is_object(self, body: bytes) -> bool:
+        """Whether `body` is a JSON object."""
+        return await self._walked(body, object_steps(body))
+
+    async def _walked(self, body: bytes, walk: Generator[None, None, T]) -> T:
         if len(body) > LARGE_BYTES:
             loop = asyncio.get_running_loop()
             while True:
@@ -64,8 +73,8 @@ class Scanner:
             thread.shutdown(wait=False, cancel_futures=True)
 
 
-def _turn(walk: Generator[None, None, Scan]) -> Scan | None:
-    """Steps until the turn is over; None when the scan is not."""
+def _turn(walk: Generator[None, None, T]) -> T | None:
+    """Steps until the turn is over; None when the walk is not."""
     until = time.monotonic() + TURN_SECONDS
     while time.monotonic() < until:
         found = _step(walk)
@@ -75,10 +84,10 @@ def _turn(walk: Generator[None, None, Scan]) -> Scan | None:
     return None
 
 
-def _step(walk: Generator[None, None, Scan]) -> Scan | None:
+def _step(walk: Generator[None, None, T]) -> T | None:
     try:
         next(walk)
     except StopIteration as done:
-        found: Scan = done.value
+        found: T = done.value
         return found
     return None

@@ -45,7 +45,7 @@ from .ports import JobStore, Store
 from .scanner import Scanner
 from .store import open_jobs, open_store
 from .upstream import Upstream
-from .webhooks import Webhooks
+from .webhooks import MOST_OPEN, Webhooks
 from .work import Work
 
 logger = logging.getLogger(__name__)
@@ -58,8 +58,9 @@ GRACE_SECONDS = 0.2
 CLOSE_SECONDS = 1
 """How long what was ended may take to close."""
 
-RESERVED_DESCRIPTORS = 64
-"""For files, listening sockets and name lookups. Idle connections to providers go when theirs are needed."""
+RESERVED_DESCRIPTORS = 64 + MOST_OPEN
+"""For files, listening sockets, name lookups, webhooks. Idle connections to providers go when theirs are
+needed."""
 
 
 class Server:
@@ -126,7 +127,7 @@ class Server:
             self._ledger = Ledger(self._store, Journal(self._journal_directory(config.store), config.store))
             self._ledger.start()
             self._job_store = open_jobs(config.store, password)
-            self._dispatcher = Dispatcher(self._job_store, config)
+            self._dispatcher = Dispatcher(self._job_store.urgently(), config)
             metrics.gauge(
                 "verbatim_unsettled_counters",
                 "Counters with charges that the store has not taken yet.",
@@ -142,7 +143,7 @@ class Server:
             holders,
             self._ledger,
             Governance(self._store, holders),
-            Jobs(self._job_store, self._dispatcher),
+            Jobs(self._job_store, self._dispatcher, self._scanner),
         )
         if self._job_store is not None and self._dispatcher is not None:
             self._start_jobs(self._job_store, self._dispatcher, self._handler, metrics)
@@ -167,10 +168,12 @@ class Server:
         self._webhooks = webhooks = Webhooks(store)
         webhooks.use(self._config)
         webhooks.start()
-        dispatcher.take(Work(handler), ended=webhooks.come)
+        work = Work(handler)
+        dispatcher.take(work, ended=webhooks.come)
         dispatcher.start()
         metrics.gauge("verbatim_jobs_running", "Jobs that this worker does.", lambda: dispatcher.running)
         metrics.gauge("verbatim_jobs_pending", "Jobs that wait, for any worker.", lambda: dispatcher.pending)
+        metrics.gauge("verbatim_jobs_buffered_bytes", "Bytes of bodies of jobs.", lambda: work.buffered)
         metrics.counter(
             "verbatim_webhooks_delivered", "Ends of jobs that were told.", lambda: webhooks.delivered
         )

@@ -90,7 +90,7 @@ class Webhooks:
         self._clock = clock
         self._rng = random.Random()
         self._webhooks: Mapping[str, Webhook] = MappingProxyType({})
-        self._tls = _trusting_this_machine()
+        self._tls = ssl.create_default_context()
         self._session: aiohttp.ClientSession | None = None
         self._open: set[asyncio.Task[None]] = set()
         self._open_of: Counter[str] = Counter()
@@ -135,7 +135,9 @@ class Webhooks:
             elif self._open_of[end.webhook] >= MOST_OPEN_OF_ONE:
                 await self._put_off(end, "the receiver is too slow", first=hooks.BUSY_WAIT)
             else:
-                self._begin(end, webhook, hooks.payload(delivery.found))
+                found = await self._jobs.look(end.id, now) if hooks.fits(delivery.found) else None
+                payload = hooks.payload(found or delivery.found, whole=found is not None)
+                self._begin(end, webhook, payload)
 
     async def settle(self, seconds: float | None = None) -> set[asyncio.Task[None]]:
         """Wait for what is under way; returns what is not done after so many seconds."""
@@ -265,7 +267,6 @@ class Webhooks:
                 headers={"user-agent": "verbatim-proxy"},
                 skip_auto_headers=("accept", "accept-encoding"),
                 auto_decompress=False,
-                read_bufsize=MOST_ANSWER_BYTES,
             )
         return self._session
 
@@ -284,13 +285,6 @@ class _Body(aiohttp.BytesPayload):
         """Send no more of it."""
         if self._transport is not None:
             self._transport.abort()
-
-
-def _trusting_this_machine() -> ssl.SSLContext:
-    """Verify against the authorities that the system, or ``SSL_CERT_FILE``, names."""
-    context = ssl.create_default_context()
-    context.set_alpn_protocols(["http/1.1"])
-    return context
 
 
 def _shown(failure: Exception) -> str:

@@ -18,7 +18,8 @@ from collections.abc import Awaitable, Callable
 
 from . import errors, headers, order
 from .attempt import Served
-from .errors import ProxyError
+from .bodies import Bodies
+from .errors import ProxyError, Source
 from .exchange import Exchange, Phase
 from .handle import Handler, served_by
 from .incoming import Original
@@ -35,6 +36,8 @@ INTERRUPTED = ProxyError(
     " answered and billed it, so it is not sent again; submit it anew if you want that.",
 )
 
+STOPPING = ProxyError(503, "The proxy is stopping.")
+
 UNREADABLE = ProxyError(
     500,
     "job_unreadable: another version of the proxy has kept this job, and this one cannot do it; submit it"
@@ -50,12 +53,23 @@ class LostLease(Exception):
     """The job is another worker's now, or nobody's."""
 
 
+class NotNow(Exception):
+    """The job cannot be done at this moment; it has not gone upstream."""
+
+
 class Work:
     """Does jobs. One per server."""
 
     def __init__(self, handler: Handler, clock: Callable[[], float] = time.time) -> None:
         self._handler = handler
         self._clock = clock
+        self._bodies = Bodies(0)
+        """Those of jobs: however slowly their answers come, they take no room of other requests."""
+        self._alone: Exchange | None = None
+        """Who reads on although there is no room."""
+        self._moved = asyncio.Event()
+        """Set when there may be room."""
+        self._stopping = False
 
     def now(self) -> float:
         """Seconds since the epoch."""
@@ -63,13 +77,23 @@ class Work:
 
     @property
     def has_room(self) -> bool:
-        """Whether another request may be held."""
-        return not self._handler.bodies.half_full
+        """Whether another job may be begun."""
+        self._bodies.limit = self._handler.rules.config.max_buffered_bytes // 2
+        return not self._bodies.full
+
+    @property
+    def buffered(self) -> int:
+        """Bytes of bodies that are held."""
+        return self._bodies.bytes
+
+    def stop(self) -> None:
+        """Who is cancelled from now on is so because the proxy stops."""
+        self._stopping = True
 
     async def do(self, job: Job, begin: Callable[[], Awaitable[None]]) -> Ending:
         """The job's ending. `begin` is awaited before anything is written upstream.
 
-        Raises what `begin` raises, `LostLease` or `StoreError`: nothing was sent then.
+        Raises what `begin` raises, `LostLease` or `StoreError`, and `NotNow`: nothing was sent then.
         """
         handler = self._handler
         rules = handler.rules
@@ -81,13 +105,23 @@ class Work:
         exchange.job = job.id
         exchange.take(request.route)
         exchange.bytes_in = len(job.body)
-        handler.bodies.grow(exchange, len(job.body))
+        self._bodies.grow(exchange, len(job.body))
+        first = _First(begin)
         try:
-            return await self._ask(job, request, exchange, rules, begin)
+            return await self._ask(job, request, exchange, rules, first)
         except ProxyError as error:
             error.__traceback__ = None
+            if error.status == 503 and error.source is Source.PROXY and not first.begun:
+                # As a client would be told: again, soon.
+                exchange.fail(error)
+                raise NotNow from None
             return self._failed(error, job.ttl, request, exchange)
-        except (LostLease, StoreError, asyncio.CancelledError):
+        except (LostLease, StoreError):
+            exchange.finish("P")
+            raise
+        except asyncio.CancelledError:
+            if self._stopping:
+                exchange.fail(STOPPING)
             exchange.finish("D")
             raise
         except Exception as failure:
@@ -95,16 +129,24 @@ class Work:
             refusal = ProxyError(500, "Internal error of the proxy; it is logged.")
             return self._failed(refusal, job.ttl, request, exchange)
         finally:
-            handler.bodies.let_go(exchange)
+            self._bodies.let_go(exchange)
+            if self._alone is exchange:
+                self._alone = None
+            self._moved.set()
             handler.end(exchange, rules)
 
     def interrupted(self, held: Held) -> Ending:
         """The ending of a job that a worker left behind after it had gone upstream."""
-        try:
-            wire_format = order.Request.loads(held.head).route.wire_format
-        except ValueError:
-            wire_format = "anthropic"
+        wire_format = held.operation.split("/")[1] if "/" in held.operation else "anthropic"
         return self._ending(held.ttl, INTERRUPTED.status, *_refusal(INTERRUPTED, wire_format, held.lease.id))
+
+    def report(self, held: Held) -> None:
+        """Log and count that it was interrupted."""
+        exchange = self._handler.begin("POST", order.label(held.operation))
+        exchange.job = held.lease.id
+        exchange.phase, exchange.status = Phase.HEAD, INTERRUPTED.status
+        exchange.fail(INTERRUPTED)
+        self._handler.end(exchange, self._handler.rules)
 
     async def _ask(
         self,
@@ -112,12 +154,12 @@ class Work:
         request: order.Request,
         exchange: Exchange,
         rules: Rules,
-        begin: Callable[[], Awaitable[None]],
+        first: Callable[[], Awaitable[None]],
     ) -> Ending:
         handler, config = self._handler, rules.config
         original = Original("POST", request.route, headers.Outgoing(request.fields))
         original.identity = request.identity
-        original.about_to_send = _once(begin)
+        original.about_to_send = first
         exchange.phase = Phase.PLAN
         holder = await handler.holders.by_id(request.holder) if request.holder else None
         exchange.virtual_key = holder.name if holder is not None else ""
@@ -144,17 +186,33 @@ class Work:
         exchange.finish_whole()
         head = answer.fields.head(stream=False, sized=False)
         lines = [*head.lines, *served_by(exchange)]
-        kept = order.Answer(answer.reason, lines, head.has_date, answer.fields.codings, b"")
+        is_object = await handler.scanner.is_object(body)
+        kept = order.Answer(
+            answer.reason, lines, head.has_date, answer.fields.codings, b"", is_object=is_object
+        )
         return await asyncio.to_thread(self._ending, job.ttl, answer.status, kept, body)
 
     async def _read(self, served: Served, exchange: Exchange, most: int) -> bytes:
         """The body; a little more than `most` of one that is larger."""
         parts, size = [served.held], len(served.held)
-        while size <= most and (part := await served.answer.read()):
-            self._handler.bodies.grow(exchange, len(part))
+        while size <= most:
+            await self._room(exchange)
+            part = await served.answer.read()
+            if not part:
+                break
+            self._bodies.grow(exchange, len(part))
             parts.append(part)
             size += len(part)
         return b"".join(parts)
+
+    async def _room(self, exchange: Exchange) -> None:
+        """Wait for room. One goes on without it, to its end: what it asked for has been paid for."""
+        while self._bodies.full and self._alone is not exchange:
+            if self._alone is None:
+                self._alone = exchange
+                return
+            self._moved.clear()
+            await self._moved.wait()
 
     def _failed(
         self, error: ProxyError, ttl: int, request: order.Request, exchange: Exchange, part: bytes = b""
@@ -170,6 +228,7 @@ class Work:
 
     def _ending(self, ttl: int, status: int, kept: order.Answer, body: bytes) -> Ending:
         packed = False
+        kept = kept._replace(size=len(body))
         if len(body) >= PACK_BYTES and not kept.codings:
             shorter = zlib.compress(body, 1)
             packed = len(shorter) < len(body)
@@ -184,14 +243,14 @@ def _refusal(error: ProxyError, wire_format: str, request_id: str) -> tuple[orde
     return order.Answer(b"", lines, False, "", b""), errors.body(error, request_id, wire_format)
 
 
-def _once(begin: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
+class _First:
     """`begin`, at its first call only: what comes after it are retries."""
-    begun = False
 
-    async def first() -> None:
-        nonlocal begun
-        if not begun:
-            await begin()
-            begun = True
+    def __init__(self, begin: Callable[[], Awaitable[None]]) -> None:
+        self._begin = begin
+        self.begun = False
 
-    return first
+    async def __call__(self) -> None:
+        if not self.begun:
+            await self._begin()
+            self.begun = True

@@ -29,7 +29,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -102,12 +102,12 @@ def percentile(values: list[float], share: float) -> float:
 
 ACTIVATE = """
 import os, resource, sys
-number, config, descriptors = sys.argv[1:]
+number, config, descriptors, *program = sys.argv[1:]
 if descriptors != "0":
     resource.setrlimit(resource.RLIMIT_NOFILE, (int(descriptors), int(descriptors)))
 os.dup2(int(number), 3)
 os.environ |= {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid())}
-os.execv(sys.executable, [sys.executable, "-m", "proxy", "serve", "--config", config])
+os.execv(sys.executable, [sys.executable, *program, "serve", "--config", config])
 """
 """What systemd does: the socket is descriptor 3, and LimitNOFILE is set."""
 
@@ -186,15 +186,18 @@ class Service:
         self._processes: list[Process] = []
         self._wires: list[Clocked] = []
 
-    async def start(self, *, descriptors: int = 0) -> Process:
-        """A new process that serves; `descriptors` is its hard limit of them, if any."""
+    async def start(self, *, descriptors: int = 0, program: Sequence[str] = ("-m", "proxy")) -> Process:
+        """A new process that serves; `descriptors` is its hard limit of them, if any.
+
+        `program` is what Python runs: the proxy, or what has the same command line.
+        """
         notified = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         notified.setblocking(False)
         name = str(self._directory / f"notify{len(self._processes)}")
         notified.bind(name)
         number = self.held.fileno()
         running = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", ACTIVATE, str(number), str(self._config), str(descriptors)),
+            *(sys.executable, "-c", ACTIVATE, str(number), str(self._config), str(descriptors), *program),
             env={**os.environ, "NOTIFY_SOCKET": name},
             pass_fds=[number],
             stdout=self._lines,

@@ -181,7 +181,11 @@ async def curl(line: str) -> tuple[aiohttp.ClientResponse, str]:
     words = shlex.split(line)
     headers = dict(words[i + 1].split(": ", 1) for i, word in enumerate(words) if word == "-H")
     url = next(word for word in words if word.startswith("http"))
-    async with aiohttp.ClientSession() as http, http.post(url, headers=headers, data=words[-1]) as response:
+    method, body = ("POST", words[words.index("-d") + 1]) if "-d" in words else ("GET", None)
+    async with (
+        aiohttp.ClientSession() as http,
+        http.request(method, url, headers=headers, data=body) as response,
+    ):
         return response, await response.text()
 
 
@@ -189,7 +193,7 @@ async def curl(line: str) -> tuple[aiohttp.ClientResponse, str]:
 async def test_it_serves_until_ctrl_c(number: signal.Signals) -> None:
     """The printed curl lines work as they are, requests are logged, and a signal ends it with code 0."""
     async with running("--listen", "127.0.0.1:0") as process:
-        stream, fallback = (
+        stream, fallback, job, answer = (
             line for line in await read_until(process, b"ANTHROPIC_BASE_URL") if line.startswith("curl ")
         )
         response, text = await curl(stream)
@@ -200,10 +204,19 @@ async def test_it_serves_until_ctrl_c(number: signal.Signals) -> None:
         assert (
             response.headers["x-bifrost-attempts"] == "demo/demo-overloaded:529,backup/claude-haiku-4-5:200"
         )
+        response, text = await curl(job)
+        assert response.status == 202
+        status = 202
+        while status == 202:
+            response, text = await curl(answer.replace("ID", json.loads(text)["id"]))
+            status = response.status
+        assert "“Hello," in json.loads(text)["result"]["content"][0]["text"]
         await read_until(process, b"   More models")
         await read_until(process, b"   ")
         logged = (await read_until(process, b"   "))[-1]
         assert "demo/demo-overloaded:529, backup/claude-haiku-4-5:200" in logged
+        while " 200 -- GET /v1/async/messages/job_" not in logged:
+            logged = (await read_until(process, b"   "))[-1]
         process.send_signal(number)
         out, err = await process.communicate()
         assert (process.returncode, out, err) == (0, b"", b"")

@@ -60,6 +60,8 @@ class RedisJobs:
     """A `ports.JobStore`."""
 
     def __init__(self, url: str, password: str | None) -> None:
+        self._url, self._password = url, password
+        self._others: list[RedisJobs] = []
         self._link = RedisLink(url, password, silence=_SILENCE, patience=_PATIENCE)
         self._redis = self._link.redis
         self._claim = self._script(redis_scripts.CLAIM)
@@ -76,6 +78,14 @@ class RedisJobs:
 
     def __repr__(self) -> str:
         return f"<RedisJobs {self._link}>"
+
+    def urgently(self) -> RedisJobs:
+        """One with connections of its own."""
+        other = RedisJobs(self._url, self._password)
+        # What the server keeps need not be said twice.
+        other._knows_persistence = True
+        self._others.append(other)
+        return other
 
     async def submit(self, job: Job, bounds: Bounds) -> str:
         answer = await self._stage(
@@ -120,6 +130,14 @@ class RedisJobs:
         )
         return bool(answer)
 
+    async def peek(self, id: str, now: float) -> Found | None:
+        found: Found | None = await self._ask(lambda: self._glance(id, now))
+        return found
+
+    async def _glance(self, id: str, now: float) -> Found | None:
+        fields: Any = self._redis.hmget(_JOB + id, _FOUND)
+        return _found(id, await fields, b"", now)
+
     async def look(self, id: str, now: float) -> Found | None:
         found: Found | None = await self._ask(lambda: self._find(id, now))
         return found
@@ -146,8 +164,16 @@ class RedisJobs:
 
     async def held(self, worker: str) -> list[Held]:
         return [
-            Held(Lease(id.decode(), worker, int(number)), head, int(ttl), begun is not None, int(begins or 0))
-            for id, number, head, ttl, begun, begins in await self._ask(lambda: self._held(args=[worker]))
+            Held(
+                Lease(id.decode(), worker, int(number)),
+                operation.decode(),
+                int(ttl),
+                begun is not None,
+                int(begins or 0),
+            )
+            for id, number, operation, ttl, begun, begins in await self._ask(
+                lambda: self._held(args=[worker])
+            )
         ]
 
     async def adopt(self, worker: str, dead: str, beat: int) -> None:
@@ -175,7 +201,7 @@ class RedisJobs:
             if not answer:
                 continue
             id, tries, webhook = answer
-            found = await self._find(id.decode(), now)
+            found = await self._glance(id.decode(), now)
             if found is not None:
                 return Delivery(webhook.decode(), found, tries)
             # It was removed meanwhile.
@@ -191,6 +217,8 @@ class RedisJobs:
     # The link.
 
     async def close(self) -> None:
+        for other in self._others:
+            await other.close()
         await self._link.close()
 
     def _script(self, text: str) -> AsyncScript:

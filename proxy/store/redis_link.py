@@ -2,6 +2,8 @@
 
 Facts
   - `Redis` asks up to ten times by default: a change whose answer was lost would be made again.
+  - It sends with `asyncio.wait_for`, which before Python 3.12 forgets that it was cancelled if what it waits
+    for is done just then (github.com/python/cpython/issues/86296): one of five calls that were cancelled.
   - An error about an unknown command repeats its arguments, and those of AUTH are the password.
 
 Rules
@@ -41,7 +43,6 @@ class RedisLink:
         """`silence`: how long the server may say nothing, in seconds; `patience`: how long a whole call may
         take, waiting for a connection included."""
         self.url = url
-        self.closed = False
         self.redis = Redis.from_url(
             url,
             password=password,
@@ -56,12 +57,22 @@ class RedisLink:
         )
         self._patience = patience
         self._slots = asyncio.Semaphore(_CONNECTIONS)
+        self._closing: asyncio.Task[None] | None = None
 
     def __str__(self) -> str:
-        return f"{self.url}{' closed' if self.closed else ''}"
+        return f"{self.url}{'' if self._closing is None else ' closed'}"
 
     async def ask(self, call: Callable[[], Awaitable[Any]]) -> Any:
-        if self.closed:
+        cancels = _cancels()
+        try:
+            return await self._ask(call)
+        finally:
+            if _cancels() > cancels:
+                # The package may have forgotten it.
+                raise asyncio.CancelledError
+
+    async def _ask(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        if self._closing is not None:
             raise StoreError(f"{self.url}: the store is closed")
         try:
             async with asyncio.timeout(self._patience), self._slots:
@@ -89,13 +100,23 @@ class RedisLink:
         return f"the server answered {said or type(error).__name__}"
 
     async def close(self) -> None:
-        if self.closed:
-            return
-        self.closed = True
+        """Returns when those who have asked are answered and all connections have ended."""
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().create_task(self._end())
+        # Also for whoever is cancelled here.
+        await asyncio.shield(self._closing)
+
+    async def _end(self) -> None:
         for _ in range(_CONNECTIONS):
             # Who is being answered is not interrupted; it takes the patience at most.
             await self._slots.acquire()
         await self.redis.aclose()
+
+
+def _cancels() -> int:
+    """How often whoever asks has been cancelled."""
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
 
 
 def _kernel(silence: float) -> dict[int, int]:

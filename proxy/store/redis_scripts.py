@@ -4,6 +4,8 @@ Facts
   - A script is done without anything in between (redis.io/docs/interact/programmability/eval-intro).
   - A script whose first change is refused, for want of memory or by a replica, has changed nothing; after
     its first change nothing is refused for that.
+  - From Redis 5 on what a script changed is written down, not the script: the members of a set may come in
+    any order (redis.io/docs/interact/programmability/eval-intro).
   - A number of Lua is a float. A job's times and numbers are never made one to be kept.
 
 Rules
@@ -152,12 +154,13 @@ return 1
 """
 
 # ARGV: id, worker, number; state, status, answer, packed, completed, expires; seconds to keep it.
+# A job that is not in processing has a worker only if it is over: who asks again has its end kept already.
 FINISH = """
 local id, worker, number = ARGV[1], ARGV[2], ARGV[3]
 if not leased(id, worker, number) then
     call('DEL', STAGED)
-    local job = call('HMGET', JOB .. id, 'expires', 'worker', 'number')
-    return job[1] and job[2] == worker and job[3] == number and 1 or 0
+    local job = call('HMGET', JOB .. id, 'worker', 'number')
+    return job[1] == worker and job[2] == number and 1 or 0
 end
 let_go(id)
 call('RENAME', STAGED, RESULT .. id)
@@ -192,9 +195,16 @@ return state
 HELD = """
 local held = {}
 for _, id in ipairs(call('SMEMBERS', HELD .. ARGV[1])) do
-    local job = call('HMGET', JOB .. id, 'number', 'head', 'ttl', 'begun', 'begins')
-    table.insert(job, 1, id)
-    table.insert(held, job)
+    local job = call('HMGET', JOB .. id, 'number', 'operation', 'ttl', 'begun', 'begins')
+    if job[1] then
+        table.insert(job, 1, id)
+        table.insert(held, job)
+    else
+        -- Somebody has deleted it by hand, or a server that evicts.
+        call('SREM', HELD .. ARGV[1], id)
+        call('DEL', REQUEST .. id)
+        over()
+    end
 end
 return held
 """
@@ -205,8 +215,10 @@ local worker, dead = ARGV[1], ARGV[2]
 if call('HGET', BEATS, dead) ~= ARGV[3] then return end
 for _, id in ipairs(call('SMEMBERS', HELD .. dead)) do
     call('SMOVE', HELD .. dead, HELD .. worker, id)
-    call('HSET', JOB .. id, 'worker', worker)
-    call('HINCRBY', JOB .. id, 'number', 1)
+    if call('EXISTS', JOB .. id) == 1 then
+        call('HSET', JOB .. id, 'worker', worker)
+        call('HINCRBY', JOB .. id, 'number', 1)
+    end
     call('HSETNX', BEATS, worker, 0)
 end
 """

@@ -30,9 +30,11 @@ class Layout(NamedTuple):
 
     version: int
     settings: str
-    """Statements for each connection, before anything else: some must come before the file has a page."""
+    """Statements for each connection."""
     schema: str
-    """Statements for a new file."""
+    """Statements for a new file, within one transaction."""
+    form: str = ""
+    """Statements for a new file that must come before it has a page. Later they could wait for a writer."""
 
 
 class Database(sqlite3.Connection):
@@ -52,6 +54,9 @@ class Database(sqlite3.Connection):
 
     def _set_up(self, layout: Layout) -> None:
         self.executescript(layout.settings)
+        (pages,) = self.execute("PRAGMA page_count").fetchone()
+        if pages == 0:
+            self.executescript(layout.form)
         (mode,) = self.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
             raise sqlite3.OperationalError("its file system has no shared memory, which WAL needs")
@@ -96,7 +101,7 @@ def _alone(directory: str, timeout: float) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise
+                    raise TimeoutError("another process keeps its directory locked") from None
             time.sleep(0.01)
         yield
     finally:

@@ -15,9 +15,10 @@ Not here: when to ask (`dispatcher`), transactions (`sqlite_thread`).
 
 from __future__ import annotations
 
+import copy
 import sqlite3
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import orjson
 
@@ -25,6 +26,9 @@ from proxy.job import Bounds, Claim, Delivery, Ending, Found, Held, Job, Lease, 
 
 from .sqlite_file import Layout, check_version
 from .sqlite_thread import SqliteThread
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _PURGED_ROWS = 500
 _PURGED_BYTES = 64 * 1024 * 1024
@@ -38,13 +42,13 @@ _FREED_PAGES = _PURGED_BYTES // 4096
 _LAYOUT = Layout(
     version=1,
     settings=f"""
-PRAGMA auto_vacuum = INCREMENTAL;
 PRAGMA synchronous = FULL;
 PRAGMA secure_delete = ON;
 PRAGMA foreign_keys = ON;
 PRAGMA wal_autocheckpoint = 1000;
 PRAGMA journal_size_limit = {64 * 1024 * 1024};
 """,
+    form="PRAGMA auto_vacuum = INCREMENTAL",
     schema="""
 CREATE TABLE jobs (
     row INTEGER PRIMARY KEY,
@@ -129,12 +133,14 @@ SELECT id, owner, operation, state, created, status, head, body, packed, complet
 FROM jobs LEFT JOIN results USING (row)
 """
 
-_LOOK = f"{_FOUND} WHERE id = ? AND (expires IS NULL OR expires > ?)"
+_PEEKED = _FOUND.replace(" body,", " x'' AS body,")
+
+_LOOK, _PEEK = (f"{found} WHERE id = ? AND (expires IS NULL OR expires > ?)" for found in (_FOUND, _PEEKED))
 
 _BEAT = "INSERT INTO workers (name, beats) VALUES (?, 1) ON CONFLICT (name) DO UPDATE SET beats = beats + 1"
 
 _HELD = """
-SELECT id, worker, number, head, ttl, begun, begins FROM jobs JOIN requests USING (row)
+SELECT id, worker, number, operation, ttl, begun, begins FROM jobs
 WHERE worker = ? AND state = 'processing' ORDER BY created, row
 """
 
@@ -167,56 +173,77 @@ class SqliteJobs:
     def __init__(self, path: str) -> None:
         check_version()
         self._thread = SqliteThread(path, _LAYOUT)
+        self._urgent = False
+
+    def urgently(self) -> SqliteJobs:
+        other = copy.copy(self)
+        other._urgent = True
+        return other
 
     async def submit(self, job: Job, bounds: Bounds) -> str:
-        return await self._thread.write(_submit, job, bounds)
+        return await self._write(_submit, job, bounds)
 
     async def claim(self, worker: str, most_of_owner: int) -> Claim | None:
-        return await self._thread.write(_claim, worker, most_of_owner)
+        return await self._write(_claim, worker, most_of_owner)
 
     async def begin(self, lease: Lease) -> bool:
-        return await self._thread.write(_change, _BEGIN, lease)
+        return await self._write(_change, _BEGIN, lease)
 
     async def hand_back(self, lease: Lease) -> bool:
-        return await self._thread.write(_change, _HAND_BACK, lease)
+        return await self._write(_change, _HAND_BACK, lease)
 
     async def finish(self, lease: Lease, ending: Ending) -> bool:
-        return await self._thread.write(_finish, lease, ending)
+        return await self._write(_finish, lease, ending)
+
+    async def peek(self, id: str, now: float) -> Found | None:
+        return await self._read(_look, _PEEK, id, now)
 
     async def look(self, id: str, now: float) -> Found | None:
-        return await self._thread.read(_look, id, now)
+        return await self._read(_look, _LOOK, id, now)
 
     async def remove(self, id: str) -> State | None:
-        return await self._thread.write(_remove, id)
+        return await self._write(_remove, id)
 
     async def beat(self, worker: str) -> Mapping[str, int]:
-        return await self._thread.write(_beat, worker)
+        return await self._write(_beat, worker)
 
     async def held(self, worker: str) -> list[Held]:
-        return await self._thread.read(_held, worker)
+        return await self._read(_held, worker)
 
     async def adopt(self, worker: str, dead: str, beat: int) -> None:
-        await self._thread.write(_adopt, worker, dead, beat)
+        await self._write(_adopt, worker, dead, beat)
 
     async def leave(self, worker: str) -> None:
-        await self._thread.write(_rows, _LEAVE, worker, worker)
+        await self._write(_rows, _LEAVE, worker, worker)
 
     async def pending(self) -> int:
-        return await self._thread.read(_pending)
+        return await self._read(_pending)
 
     async def purge(self, now: float) -> bool:
-        more = await self._thread.write(_purge, now)
-        await self._thread.tidy(_FREED_PAGES)
-        return more
+        try:
+            return await self._write(_purge, now)
+        finally:
+            # It needs no room on the disk, and makes some.
+            await self._thread.tidy(_FREED_PAGES)
 
     async def due(self, now: float, again: float) -> Delivery | None:
-        return await self._thread.write(_due, now, again)
+        return await self._write(_due, now, again)
 
     async def told(self, id: str, again: float | None) -> None:
-        await self._thread.write(_rows, _TOLD, again, id)
+        await self._write(_rows, _TOLD, again, id)
 
     async def close(self) -> None:
         await self._thread.close()
+
+    async def _read(
+        self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **named: P.kwargs
+    ) -> T:
+        return await self._thread.ask(lambda db: work(db, *args, **named), urgent=self._urgent, writes=False)
+
+    async def _write(
+        self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **named: P.kwargs
+    ) -> T:
+        return await self._thread.ask(lambda db: work(db, *args, **named), urgent=self._urgent, writes=True)
 
 
 # What is done in the thread, each within a transaction.
@@ -267,8 +294,8 @@ def _finish(db: sqlite3.Connection, lease: Lease, ending: Ending) -> bool:
     return bool(_rows(db, _FINISHED, *lease))
 
 
-def _look(db: sqlite3.Connection, id: str, now: float) -> Found | None:
-    for row in _rows(db, _LOOK, id, now):
+def _look(db: sqlite3.Connection, statement: str, id: str, now: float) -> Found | None:
+    for row in _rows(db, statement, id, now):
         return _found(*row)
     return None
 
@@ -306,8 +333,8 @@ def _beat(db: sqlite3.Connection, worker: str) -> Mapping[str, int]:
 
 def _held(db: sqlite3.Connection, worker: str) -> list[Held]:
     return [
-        Held(Lease(id, holder, number), head, ttl, bool(begun), begins)
-        for id, holder, number, head, ttl, begun, begins in _rows(db, _HELD, worker)
+        Held(Lease(id, holder, number), operation, ttl, bool(begun), begins)
+        for id, holder, number, operation, ttl, begun, begins in _rows(db, _HELD, worker)
     ]
 
 
@@ -336,6 +363,6 @@ def _purge(db: sqlite3.Connection, now: float) -> bool:
 
 def _due(db: sqlite3.Connection, now: float, again: float) -> Delivery | None:
     for row, webhook, tries in _rows(db, _DUE, again, now, now):
-        (found,) = _rows(db, f"{_FOUND} WHERE row = ?", row)
+        (found,) = _rows(db, f"{_PEEKED} WHERE row = ?", row)
         return Delivery(webhook, _found(*found), tries)
     return None

@@ -9,6 +9,7 @@ Rules
   1. One call is one function, and one transaction. Once begun it runs to its end: whoever is cancelled leaves
      nothing open, and of its call all is done or nothing.
   2. A connection that failed is closed, whatever it was: the next call has a new one.
+  3. Who is urgent goes before all others that wait.
 
 Not here: the file (`sqlite_file`), what is done with it (`sqlite_jobs`).
 """
@@ -19,15 +20,18 @@ import asyncio
 import concurrent.futures
 import sqlite3
 import time
+from collections import deque
 from collections.abc import Callable
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 from proxy.ports import StoreError
 
 from .sqlite_file import Database, Layout, identity
 
-P = ParamSpec("P")
 T = TypeVar("T")
+
+_Call = tuple[concurrent.futures.Future[Any], float, Callable[[sqlite3.Connection], Any]]
+"""Where its answer goes, the latest moment at which it may begin, and what is to be done."""
 
 _BUSY = 5.0
 """How long to wait for other processes, in seconds."""
@@ -46,24 +50,20 @@ class SqliteThread:
         self._file: tuple[int, int] | None = None
         """The device and the inode of what is open."""
         self._executor = concurrent.futures.ThreadPoolExecutor(1, "sqlite")
+        # By whether they are urgent. The executor is told of each call, and takes whose turn it is then.
+        self._calls: dict[bool, deque[_Call]] = {True: deque(), False: deque()}
         self._closing: concurrent.futures.Future[None] | None = None
 
     def __repr__(self) -> str:
         return f"<SqliteThread {self._path} {'closed' if self._db is None else 'open'}>"
 
-    async def read(
-        self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **named: P.kwargs
-    ) -> T:
-        """What `work` returns, which sees one state of the file."""
-        return await self._ask(lambda db: _transaction(db, "BEGIN", lambda: work(db, *args, **named)))
+    async def ask(self, work: Callable[[sqlite3.Connection], T], *, urgent: bool, writes: bool) -> T:
+        """What `work` returns, which sees one state of the file.
 
-    async def write(
-        self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **named: P.kwargs
-    ) -> T:
-        """What `work` returns; what it has changed is committed. If it raises, it has changed nothing."""
-        return await self._ask(
-            lambda db: _transaction(db, "BEGIN IMMEDIATE", lambda: work(db, *args, **named))
-        )
+        Where it `writes`, what it has changed is committed; if it raises, it has changed nothing.
+        """
+        begin = "BEGIN IMMEDIATE" if writes else "BEGIN"
+        return await self._ask(lambda db: _transaction(db, begin, lambda: work(db)), urgent)
 
     async def tidy(self, pages: int) -> None:
         """Give so many free pages back to the disk, and empty ``-wal``, unless somebody is using it."""
@@ -75,7 +75,7 @@ class SqliteThread:
             PRAGMA busy_timeout = {int(_BUSY * 1000)};
         """
         # A script, for `execute` would free one page only. It is no transaction, but each statement is one.
-        await self._ask(lambda db: db.executescript(statements))
+        await self._ask(lambda db: db.executescript(statements), urgent=False)
 
     async def close(self) -> None:
         """Answer those who have asked, then close the file and end."""
@@ -85,27 +85,59 @@ class SqliteThread:
         # Also for whoever is cancelled here.
         await asyncio.shield(asyncio.wrap_future(self._closing))
 
-    async def _ask(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    async def _ask(self, work: Callable[[sqlite3.Connection], T], urgent: bool) -> T:
         if self._closing is not None:
             raise StoreError(f"{self._path}: the store is closed")
-        latest = time.monotonic() + _PATIENCE
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, self._do, latest, work)
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        self._calls[urgent].append((future, time.monotonic() + _PATIENCE, work))
+        self._executor.submit(self._turn)
+        try:
+            return await asyncio.wrap_future(future)
+        finally:
+            # A failure's traceback has this frame and that of `_turn`, and the future has the failure: that
+            # would be a cycle, and what was to be done may hold a large body.
+            del future
+
+    def _turn(self) -> None:
+        future, latest, work = (self._calls[True] or self._calls[False]).popleft()
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(self._do(latest, work))
+        except BaseException as failure:
+            future.set_exception(failure)
+        finally:
+            del future
 
     def _do(self, latest: float, work: Callable[[sqlite3.Connection], T]) -> T:
         """One call, in the thread."""
         if time.monotonic() > latest:
             raise StoreError(f"{self._path}: no turn within {_PATIENCE:g} s")
         try:
-            db = self._connection()
             try:
-                return work(db)
-            except BaseException:
-                # This rolls back.
-                self._drop()
-                raise
+                return self._try(work)
+            except sqlite3.OperationalError as error:
+                if getattr(error, "sqlite_errorname", "") != "SQLITE_FULL":
+                    raise
+                # What deletes must not need room: without overwriting, and with what -wal gives back.
+                return self._try(work, "PRAGMA wal_checkpoint(TRUNCATE); PRAGMA secure_delete = OFF")
         except (sqlite3.Error, OSError) as error:
             raise StoreError(f"{self._path}: {error}") from error
+
+    def _try(self, work: Callable[[sqlite3.Connection], T], settings: str = "") -> T:
+        """What `work` returns. A connection with other settings is for this only."""
+        try:
+            db = self._connection()
+            if settings:
+                db.executescript(settings)
+            answer = work(db)
+        except BaseException:
+            # This rolls back.
+            self._drop()
+            raise
+        if settings:
+            self._drop()
+        return answer
 
     def _connection(self) -> sqlite3.Connection:
         if self._db is not None and (self._file is None or self._file != identity(self._path)):
