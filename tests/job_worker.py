@@ -1,7 +1,7 @@
 """The proxy as a process that ends, or stands still, where a job says so. Run by `program`.
 
-A job says it in its field ``x-end``: a signal and a point, ``KILL claimed``. Where its way through the store
-has come to that point, the process sends itself this signal. The points, in their order:
+A job says it in its field ``x-end``: a signal and a point, ``KILL claimed`` or ``STOP claimed``. Where its
+way through the store has come to that point, the process sends itself this signal. The points, in order:
 
     stored      the job is in the store, its client has not been told
     told        its client has been told, nobody has claimed it
@@ -10,13 +10,18 @@ has come to that point, the process sends itself this signal. The points, in the
     ended       upstream's answer is there, and not in the store
     kept        it is
 
-It happens once, to the job's first claim; with ``always`` behind it, to every one.
+It happens once, to the job's first claim; with ``always`` behind it, to every one. On SIGUSR1 the process
+stands still wherever it is.
+
+Facts
+  - A process that stands still in the middle of a write keeps SQLite's lock: nobody writes until it goes on.
 
 Rules
-  1. Nothing of the proxy is another than in service, but for two things. The times of the dispatcher are
-     divided by a divisor, where one is given. And no claim is under way while a job with such a field comes
-     in, for that would take it before it has come to the first two points.
+  1. Nothing of the proxy is another than in service, but for two things. The times by which the dispatcher
+     looks, beats and finds others dead are divided by a divisor, where one is given. And no claim is under
+     way while a job with such a field comes in, for that would take it before the first two points.
   2. What a test must know of is printed before it happens.
+  3. The process stands still only while it asks nothing of the store.
 
 Not here: what comes of it.
 """
@@ -26,11 +31,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import functools
 import importlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +64,11 @@ def main() -> int:
     for name in ("LOOK_SECONDS", "BEAT_SECONDS", "DEAD_SECONDS"):
         setattr(dispatcher, name, getattr(dispatcher, name) / divisor)
     opened = server.open_jobs
-    server.open_jobs = lambda url, password=None: EndingStore(opened(url, password))  # type: ignore[assignment]
+
+    def open_jobs(url: str, password: str | None = None) -> Any:
+        return EndingStore(opened(url, password), Ends())
+
+    server.open_jobs = open_jobs
     if mode == "once":
         say(f"worker {os.getpid()}")
         return __main__.main()
@@ -85,55 +95,97 @@ def say(line: str) -> None:
     os.write(sys.stderr.fileno(), f"{line}\n".encode())
 
 
-class EndingStore:
-    """A store of jobs, of which each may end the process."""
+class Ends:
+    """Where jobs end this process, and what of it is in the way."""
 
-    def __init__(self, store: Any) -> None:
-        self._store = store
+    def __init__(self) -> None:
+        self.claiming = asyncio.Lock()
         self._wishes: dict[str, list[str]] = {}
-        self._claiming = asyncio.Lock()
+        self._calls = 0
+        """Those of the store that are under way."""
+        self._quiet = asyncio.Event()
+        """Set when there are none any more."""
+        self._stopping: asyncio.Task[None] | None = None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self._stop_soon)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
+    async def call(self, method: Callable[..., Awaitable[Any]], *asked: Any) -> Any:
+        """What a method of the store answers."""
+        self._calls += 1
+        self._quiet.clear()
+        try:
+            return await method(*asked)
+        finally:
+            self._calls -= 1
+            if not self._calls:
+                self._quiet.set()
 
-    async def submit(self, job: Any, bounds: Any) -> Any:
-        self._wish(job)
-        async with self._claiming if job.id in self._wishes else contextlib.nullcontext():
-            full = await self._store.submit(job, bounds)
-            self._reach("stored", job.id)
-            # What is returned is answered before anybody else has a turn.
-            asyncio.get_running_loop().call_soon(self._reach, "told", job.id)
-        return full
-
-    async def claim(self, worker: str, most_of_owner: int) -> Any:
-        async with self._claiming:
-            claim = await self._store.claim(worker, most_of_owner)
-        if claim is not None:
-            self._wish(claim.job)
-            self._reach("claimed", *claim.lease)
-        return claim
-
-    async def begin(self, lease: Any) -> Any:
-        say(f"begins {lease.id}")
-        begun = await self._store.begin(lease)
-        self._reach("begun", *lease)
-        return begun
-
-    async def finish(self, lease: Any, ending: Any) -> Any:
-        self._reach("ended", *lease)
-        kept = await self._store.finish(lease, ending)
-        self._reach("kept", *lease)
-        return kept
-
-    def _wish(self, job: Any) -> None:
+    def wish(self, job: Any) -> bool:
+        """Take note of what a job says; whether it says something."""
         from proxy.order import Request
 
         for name, value in Request.loads(job.head).fields:
             if name.lower() == b"x-end":
                 self._wishes[job.id] = value.decode().split()
+        return job.id in self._wishes
 
-    def _reach(self, point: str, id: str, worker: str = "", number: int = 1) -> None:
+    async def reach(self, point: str, id: str, worker: str = "", number: int = 1) -> None:
+        """Do what the job says of this point; `number` is its lease's."""
+        if self._wishes.get(id, [])[:2] == ["STOP", point] and number == 1:
+            await self._stop()
+        self.kill(point, id, number)
+
+    def kill(self, point: str, id: str, number: int = 1) -> None:
         name, where, *always = self._wishes.get(id, ["", ""])
-        if where == point and (number == 1 or always):
-            say(f"{name} {point} {id}")
-            os.kill(os.getpid(), signal.Signals[f"SIG{name}"])
+        if (name, where) == ("KILL", point) and (number == 1 or always):
+            say(f"KILL {point} {id}")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def _stop_soon(self) -> None:
+        self._stopping = asyncio.get_running_loop().create_task(self._stop())
+
+    async def _stop(self) -> None:
+        while self._calls:
+            await self._quiet.wait()
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+class EndingStore:
+    """A store of jobs, of which each may end the process."""
+
+    def __init__(self, store: Any, ends: Ends) -> None:
+        self._store = store
+        self._ends = ends
+
+    def __getattr__(self, name: str) -> Any:
+        return functools.partial(self._ends.call, getattr(self._store, name))
+
+    def urgently(self) -> EndingStore:
+        return EndingStore(self._store.urgently(), self._ends)
+
+    async def submit(self, job: Any, bounds: Any) -> Any:
+        async with self._ends.claiming if self._ends.wish(job) else contextlib.nullcontext():
+            full = await self._ends.call(self._store.submit, job, bounds)
+            await self._ends.reach("stored", job.id)
+            # What is returned is answered before anybody else has a turn.
+            asyncio.get_running_loop().call_soon(self._ends.kill, "told", job.id)
+        return full
+
+    async def claim(self, worker: str, most_of_owner: int) -> Any:
+        async with self._ends.claiming:
+            claim = await self._ends.call(self._store.claim, worker, most_of_owner)
+        if claim is not None:
+            self._ends.wish(claim.job)
+            await self._ends.reach("claimed", *claim.lease)
+        return claim
+
+    async def begin(self, lease: Any) -> Any:
+        say(f"begins {lease.id}")
+        begun = await self._ends.call(self._store.begin, lease)
+        await self._ends.reach("begun", *lease)
+        return begun
+
+    async def finish(self, lease: Any, ending: Any) -> Any:
+        await self._ends.reach("ended", *lease)
+        kept = await self._ends.call(self._store.finish, lease, ending)
+        await self._ends.reach("kept", *lease)
+        return kept

@@ -19,7 +19,7 @@ from pathlib import Path
 import crowd
 import pytest
 from backends import Backend, backend
-from crowd import Call, Process, Service, clock
+from crowd import Call, Service, clock
 from job_client import Answers, JobClient, config, is_interrupted, state, unfinished
 from job_worker import program
 from rawclient import Response
@@ -66,7 +66,12 @@ class Assassin(Answers):
         data = self.answer(name)
         before = len(data) - 10 if end[1] == "answering" else 0
         await call.send(data[:before])
-        os.kill(last_worker(self.service), signal.Signals[f"SIG{end[0]}"])
+        worker = last_worker(self.service)
+        if end[0] == "KILL":
+            os.kill(worker, signal.SIGKILL)
+            return
+        os.kill(worker, signal.SIGUSR1)
+        await crowd.until(lambda: is_stopped(worker), "the worker standing still")
         await call.send(data[before:])
 
 
@@ -198,7 +203,7 @@ async def test_a_worker_that_stood_still_has_lost_its_job(
         client = JobClient(service.port)
         id = await client.submit("one", [(b"x-end", b"STOP " + point.encode())]) or b""
         client.close()
-        await crowd.until(lambda: is_stopped(still), "the worker standing still")
+        await crowd.until(lambda: is_stopped(still.pid), "the worker standing still")
         other = await service.start(program=program(divisor=10))
         end = await client.over(id)
         still.signal(signal.SIGCONT)
@@ -217,9 +222,9 @@ async def test_a_worker_that_stood_still_has_lost_its_job(
         assert "Traceback" not in service.log
 
 
-def is_stopped(process: Process) -> bool:
+def is_stopped(pid: int) -> bool:
     """Whether a signal has stopped a process (proc(5), ``stat``)."""
-    return Path(f"/proc/{process.pid}/stat").read_text().rpartition(") ")[2].startswith("T")
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("T")
 
 
 async def test_a_stop_settles_its_jobs_at_once(tmp_path: Path, backend: Backend) -> None:

@@ -1,8 +1,8 @@
 """Workers that do jobs are killed: every job that was accepted has an end, and none is sent twice.
 
 Facts
-  - A worker that is killed is known to be dead when its beats have stood still for `DEAD_SECONDS`, 20 s. In
-    the thousand jobs all times of the dispatcher are a fifth of that (`job_worker`), so that its jobs are
+  - A worker that is killed is known to be dead when its beats have stood still for 20 s. Among the thousand
+    jobs the dispatcher's times are a fifth of what they are (`job_worker`), so that a dead worker's jobs are
     settled while others are killed, those who settle them among them.
   - Between the note that a job goes upstream and its first byte there a kill may fall: such a job is
     interrupted without a call.

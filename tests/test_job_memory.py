@@ -64,7 +64,9 @@ async def test_of_too_large_an_answer_no_more_is_read(
     assert found.ending is not None
     assert (found.state, found.ending.status) == (State.FAILED, 502)
     assert zlib.decompress(found.ending.body) == b"x" * 3000
-    assert b"job_result_too_large: " in order.Answer.loads(found.ending.head).error
+    kept = order.Answer.loads(found.ending.head)
+    assert b"job_result_too_large: " in kept.error
+    assert b"x-bifrost-attempts: anthropic/claude-2:200" in kept.lines
 
 
 async def test_claims_stop_while_the_bodies_of_jobs_fill_their_room(
@@ -135,6 +137,7 @@ async def test_answers_of_jobs_take_their_room_and_one_more(
         await one.idle()
         await one.turn()
     assert await books.states(*(f"job_{number}" for number in range(jobs))) == [State.COMPLETED] * jobs
+    assert most > room
     # Each may have had one read under way when the room was full.
     assert most <= room + part * parts + jobs * 65536
     assert work.buffered == 0

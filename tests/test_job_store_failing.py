@@ -200,7 +200,7 @@ async def test_a_closed_store_stays_closed(backend: Backend, store: JobStore) ->
 async def test_closing_waits_for_who_is_being_answered(backend: Backend, opened: Opened) -> None:
     """A job whose keeping is under way is kept, and the answer comes."""
     store = opened(backend)
-    await store.pending()
+    await store.beat("w1")
     submitting = asyncio.create_task(store.submit(job("a"), AMPLE))
     await asyncio.sleep(0)
     await store.close()
@@ -227,6 +227,7 @@ async def test_who_closes_may_be_cancelled(backend: Backend, opened: Opened) -> 
     for steps in range(20):
         before = set(threading.enumerate())
         store = opened(backend)
+        await store.beat("w1")
         await store.pending()
         call = asyncio.create_task(store.submit(job(f"j{steps}"), AMPLE))
         closing = asyncio.create_task(store.close())
@@ -288,9 +289,9 @@ STEPS = {
 
 async def whole(store: JobStore, id: str, worker: str) -> tuple[Any, ...]:
     """What can be seen of a job and its worker, by any names. The job is removed then."""
-    # Whoever asked before on another connection has been answered by then, or never will be.
-    await store.pending()
-    await store.pending()
+    # What was asked before, on whatever connection, is done by then, or never will be.
+    await store.beat("observer")
+    await store.beat("observer")
     found = await store.look(id, EXPIRES - 1)
     held = [
         (holder == worker, each.lease.number, each.begun, each.begins)

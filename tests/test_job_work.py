@@ -7,6 +7,7 @@ Not here: what the dispatcher does with any job (`test_dispatcher`), what jobs t
 from __future__ import annotations
 
 import asyncio
+import errno
 import zlib
 
 import pytest
@@ -189,6 +190,35 @@ async def test_what_cannot_be_looked_up_now_is_looked_up_later(
 
 async def nobody(id: str) -> None:
     """The holder of no virtual key."""
+
+
+async def test_what_has_begun_is_not_done_later(
+    upstream: StartUpstream,
+    proxy: StartProxy,
+    worker: StartWorker,
+    books: Books,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A 503 of ours after the first attempt: upstream may have answered that, so the job has failed."""
+
+    async def resets(conn: Conn) -> None:
+        await conn.request()
+        monkeypatch.setattr(p.server._upstream, "_dial", out_of_descriptors)
+        conn.reset()
+
+    async def out_of_descriptors(origin: object) -> None:
+        raise OSError(errno.EMFILE, "no descriptors")
+
+    up = await upstream(raw(resets))
+    p = await proxy(up, network={"max_retries": 1})
+    one = worker(work=working(p))
+    await books.submit("job_1")
+    for _ in range(3):
+        await one.turn(REST_SECONDS)
+        await one.idle()
+    assert await books.state("job_1") is State.FAILED
+    assert (await books.result("job_1"))[0] == 503
+    assert up.arrived == 1
 
 
 @pytest.mark.parametrize("where", ["here", "elsewhere"])

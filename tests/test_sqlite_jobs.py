@@ -96,8 +96,14 @@ def store(file: SqliteBackend, opened: Opened) -> SqliteJobs:
 
 
 async def inside(store: SqliteJobs, look: Callable[[sqlite3.Connection], Any]) -> Any:
-    """What is seen in the store's own thread."""
+    """What is seen in the thread that writes."""
     return await store._thread.ask(look, urgent=False, writes=False)
+
+
+async def in_both(store: SqliteJobs, look: Callable[[sqlite3.Connection], Any]) -> list[Any]:
+    """What is seen in the thread that writes, and in the one that only reads."""
+    threads = (store._thread, store._reader)
+    return [await thread.ask(look, urgent=False, writes=False) for thread in threads]
 
 
 def listing(directory: Path) -> list[Path]:
@@ -167,12 +173,15 @@ async def test_one_file_is_left_when_all_have_closed(file: SqliteBackend, opened
 
 
 async def test_a_thread_begins_with_the_first_call(file: SqliteBackend, opened: Opened) -> None:
-    """One, whatever is asked; whoever asks nothing has none."""
+    """One for all that changes something, one for all that only reads; whoever asks nothing has none."""
     before = set(threading.enumerate())
     store = opened(file)
     assert set(threading.enumerate()) == before
     await filled(store, (job(f"j{number}") for number in range(AT_ONCE)))
     assert len(set(threading.enumerate()) - before) == 1
+    await asyncio.gather(*(store.look(f"j{number}", NOW) for number in range(AT_ONCE)))
+    await store.urgently().beat("w1")
+    assert len(set(threading.enumerate()) - before) == 2
 
 
 async def test_settings(store: SqliteJobs) -> None:
@@ -191,7 +200,8 @@ async def test_settings(store: SqliteJobs) -> None:
     for _ in range(2):
         for name, value in names.items():
             read = f"PRAGMA {name}"
-            assert await inside(store, lambda db, read=read: db.execute(read).fetchone()) == (value,)
+            seen = await in_both(store, lambda db, read=read: db.execute(read).fetchone())
+            assert seen == [(value,), (value,)]
         # It changes the timeout for a moment.
         await store.purge(0.0)
 
@@ -233,11 +243,11 @@ async def every_call(store: JobStore) -> None:
 async def test_no_statement_reads_all_jobs(file: SqliteBackend, store: SqliteJobs) -> None:
     """Every one that any call makes finds its rows by an index, and so does all that follows from it."""
     statements: list[str] = []
-    await inside(store, lambda db: db.set_trace_callback(statements.append))
+    await in_both(store, lambda db: db.set_trace_callback(statements.append))
     await every_call(store)
     await finished(store, "b")
     await store.purge(FOREVER)
-    await inside(store, lambda db: db.set_trace_callback(None))
+    await in_both(store, lambda db: db.set_trace_callback(None))
     plans = {
         statement: [detail for *_, detail in file.look(f"EXPLAIN QUERY PLAN {statement}")]
         for statement in statements
@@ -269,10 +279,10 @@ async def counted(store: SqliteJobs) -> Any:
         steps.append(1)
         return 0
 
-    await inside(store, lambda db: db.set_progress_handler(step, 1))
+    await in_both(store, lambda db: db.set_progress_handler(step, 1))
     steps.clear()
     yield steps
-    await inside(store, lambda db: db.set_progress_handler(None, 1))
+    await in_both(store, lambda db: db.set_progress_handler(None, 1))
 
 
 async def test_results_that_are_kept_cost_nothing(file: SqliteBackend, store: SqliteJobs) -> None:
@@ -318,7 +328,7 @@ async def test_whoever_polls_reads_no_request(store: SqliteJobs) -> None:
     await claimed(store, "held")
     await submitted(store, job("waits"))
     statements: list[str] = []
-    await inside(store, lambda db: db.set_trace_callback(statements.append))
+    await in_both(store, lambda db: db.set_trace_callback(statements.append))
     for id in ("waits", "held", "over"):
         assert await store.look(id, ENDED) is not None
     assert not any("requests" in statement for statement in statements)
@@ -329,12 +339,25 @@ async def test_whoever_polls_reads_no_request(store: SqliteJobs) -> None:
     assert len(await store.held("w1")) == 1
     assert await store.due(ENDED, FOREVER) is not None
     assert not any("body" in statement.replace("x'' AS body", "") for statement in statements)
-    await inside(store, lambda db: db.set_trace_callback(None))
+    await in_both(store, lambda db: db.set_trace_callback(None))
+
+
+async def test_who_polls_waits_for_no_writer(store: SqliteJobs, file: SqliteBackend) -> None:
+    """Nor for a process that stands still in the middle of a write, as one that is stopped there does."""
+    await finished(store, "over")
+    with contextlib.closing(sqlite3.connect(file.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        waiting = asyncio.ensure_future(store.beat("w1"))
+        async with asyncio.timeout(2):
+            assert await store.look("over", ENDED) is not None
+            assert await store.held("w1") == []
+        assert not waiting.done()
+        other.execute("ROLLBACK")
+    assert await waiting == {"w1": 1}
 
 
 async def test_what_is_urgent_is_next(store: SqliteJobs) -> None:
     """After the one call that is under way, whoever else came before; and in the order of its own."""
-    await store.pending()
     loop, began, go_on = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
 
     def hold(db: sqlite3.Connection) -> bool:
@@ -352,17 +375,19 @@ async def test_what_is_urgent_is_next(store: SqliteJobs) -> None:
     await began.wait()
     names = [*(f"normal{number}" for number in range(5)), *(f"urgent{number}" for number in range(5))]
     calls = [
-        asyncio.create_task(ask(name, (urgent if name.startswith("urgent") else store).pending()))
+        asyncio.create_task(ask(name, (urgent if name.startswith("urgent") else store).beat("w1")))
         for name in names
     ]
+    calls.append(asyncio.create_task(ask("given up", urgent.submit(job(), AMPLE))))
     await asyncio.sleep(0)
-    # Who gives up is passed over.
-    calls[1].cancel()
-    calls[7].cancel()
+    # Nothing is done for who has given up.
+    for gone in (1, 7, -1):
+        calls[gone].cancel()
     await asyncio.sleep(0)
     go_on.set()
     assert await holding is True
     await asyncio.wait(calls)
+    assert await store.pending() == 0
     assert order == ["urgent0", "urgent1", "urgent3", "urgent4", "normal0", "normal2", "normal3", "normal4"]
 
 
@@ -571,24 +596,38 @@ async def test_a_full_disk_can_be_emptied(file: SqliteBackend, store: SqliteJobs
 
 
 async def test_what_removes_needs_no_room(store: SqliteJobs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nothing fits any more, what is removed need not be overwritten; with room again it is."""
+    """Where nothing fits any more it is tried once without overwriting, and for this call only."""
     await submitted(store, *(job(f"j{number}", body=os.urandom(20_000)) for number in range(20)))
+    await store.purge(0.0)
     connect = store._thread._connection
-    most = await inside(store, lambda db: db.execute("PRAGMA page_count").fetchone()[0])
+    pages = await inside(store, lambda db: db.execute("PRAGMA page_count").fetchone()[0])
+    rooms: list[int] = []
 
     def full() -> sqlite3.Connection:
         db = connect()
-        db.execute(f"PRAGMA max_page_count = {most}")
+        db.execute(f"PRAGMA max_page_count = {pages + rooms.pop(0)}")
         return db
+
+    def overwrites(db: sqlite3.Connection) -> bool:
+        return bool(db.execute("PRAGMA secure_delete").fetchone()[0])
+
+    def work(db: sqlite3.Connection) -> bool:
+        db.execute("INSERT INTO results (row, head, body) VALUES (1, x'', zeroblob(100000))")
+        db.execute("DELETE FROM results WHERE row = 1")
+        return overwrites(db)
 
     with monkeypatch.context() as patched:
         patched.setattr(store._thread, "_connection", full)
-        for size in (20_000, 1_000_000):
-            assert "full" in await refused(store.submit(job("more", body=bytes(size)), AMPLE))
-        assert await inside(store, lambda db: db.execute("PRAGMA secure_delete").fetchone()) == (1,)
+        rooms += [0, 0, 0]
+        assert "full" in await refused(store.submit(job("more", body=bytes(100_000)), AMPLE))
+        assert await inside(store, overwrites) is True
+        rooms += [0, 1000, 0]
+        assert await store._thread.ask(work, urgent=False, writes=True) is False
+        assert await inside(store, overwrites) is True
+        rooms += [0, 0]
         assert await store.remove("j1") is State.PENDING
         assert await store.submit(job("more", body=bytes(16_000)), AMPLE) == ""
-    assert await inside(store, lambda db: db.execute("PRAGMA secure_delete").fetchone()) == (1,)
+        assert rooms == []
     await submitted(store, job("again", body=bytes(100_000)))
 
 

@@ -15,6 +15,7 @@ Not here: when to ask (`dispatcher`), transactions (`sqlite_thread`).
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import sqlite3
 from collections.abc import Callable, Mapping
@@ -173,6 +174,8 @@ class SqliteJobs:
     def __init__(self, path: str) -> None:
         check_version()
         self._thread = SqliteThread(path, _LAYOUT)
+        self._reader = SqliteThread(path, _LAYOUT)
+        """For what only reads: it waits for no writer, here or in another process (sqlite.org/wal.html)."""
         self._urgent = False
 
     def urgently(self) -> SqliteJobs:
@@ -233,12 +236,12 @@ class SqliteJobs:
         await self._write(_rows, _TOLD, again, id)
 
     async def close(self) -> None:
-        await self._thread.close()
+        await asyncio.gather(self._reader.close(), self._thread.close())
 
     async def _read(
         self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **named: P.kwargs
     ) -> T:
-        return await self._thread.ask(lambda db: work(db, *args, **named), urgent=self._urgent, writes=False)
+        return await self._reader.ask(lambda db: work(db, *args, **named), urgent=self._urgent, writes=False)
 
     async def _write(
         self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **named: P.kwargs
