@@ -15,8 +15,8 @@ Pure: bytes and values in, bytes and values out. No asyncio, no clock, no I/O.
   results     ``results_url`` of batches         framing    where an upstream answer ends
   grants      virtual keys, teams, customers   access     what they allow
   limits      windows and their counters       prices     what tokens cost
-  job         requests that are answered later  order     what of them is asked and kept
-  poll        how they look                    hooks      how their end is told
+  job         requests that are answered later  jobheads  what of a head is asked, and kept
+  jobviews    how jobs look                    notices    how their end is told
 
 Path: what a request walks through.
   exchange    one request's record             handle     THE PATH, read top to bottom

@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from . import grants, hooks, job, prices, providers, values
+from . import grants, job, notices, prices, providers, values
 from .grants import ConfiguredKey, Customer, Team
 from .prices import Prices
 from .providers import Key, NetworkConfig, Provider
@@ -156,9 +156,9 @@ class Config:
         record(job.Settings),
         "Requests that are answered later (x-bf-async: true). They need a store.",
     )
-    webhooks: Mapping[str, hooks.Webhook] = setting(
+    webhooks: Mapping[str, notices.Webhook] = setting(
         _NOTHING,
-        mapping(values.webhook_name, record(hooks.Webhook)),
+        mapping(values.webhook_name, record(notices.Webhook)),
         "Who is told of the ends of jobs, by name; a request names one in x-bf-async-webhook.",
     )
     admin_key: Secret | None = field(

@@ -37,11 +37,13 @@ LOOK_SECONDS = 1.0
 """How often the store is asked what has changed."""
 
 BEAT_SECONDS = 4.0
+"""How often a worker says that it lives."""
 
 DEAD_SECONDS = 20.0
 """A worker that has not beaten for so long is dead: its jobs are settled within 30 s."""
 
 PURGE_SECONDS = 60.0
+"""How often expired jobs are looked for."""
 
 SAVE_SECONDS = 2.0
 """How long to wait before a result is offered again to a store that did not take it."""

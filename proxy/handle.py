@@ -35,7 +35,7 @@ from typing import Any, cast
 
 from aiohttp import web
 
-from . import batches, errors, headers, incoming, order, relay, routes, sse
+from . import batches, errors, headers, incoming, jobheads, relay, routes, sse
 from .attempt import Served
 from .bodies import Bodies
 from .config import Config
@@ -209,7 +209,7 @@ class Handler:
             if headers.JOB_ID in outgoing.job_fields and route.kind is Kind.OPEN:
                 # Whatever the method, it is the route that the job was made on.
                 route = exchange.route = _route(request, "POST")
-            asked = order.read(route, outgoing)
+            asked = jobheads.read(route, outgoing)
             if asked is not None and asked.id:
                 exchange.phase = Phase.READ
                 await self.intake.skip(request, exchange, config)

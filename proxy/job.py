@@ -7,7 +7,8 @@ Facts
 Rules
   1. An answer costs money. What was sent upstream is not sent again unless the config says so.
 
-Not here: what clients send and get (`jobs`), where jobs are kept (`store`), who does them (`dispatcher`).
+Not here: what clients send and get (`jobheads`, `jobviews`), where jobs are kept (`store`), who does them
+(`dispatcher`).
 """
 
 from __future__ import annotations

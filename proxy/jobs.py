@@ -11,7 +11,7 @@ Rules
   2. A result is upstream's status, fields and body as they came; only what is ours is added to its fields.
   3. A job of which its client cannot know is forgotten again.
 
-Not here: what the fields mean (`order`), how things look (`poll`), who does the jobs (`work`).
+Not here: what the fields mean (`jobheads`), how things look (`jobviews`), who does the jobs (`work`).
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import secrets
 import time
 from collections.abc import Callable
 
-from . import coding, headers, order, poll
+from . import coding, headers, jobheads, jobviews
 from .access import Holder
 from .config import Config
 from .errors import RETRY_SOON, ProxyError, Source
 from .exchange import Exchange
 from .incoming import Original
 from .job import Bounds, Ending, Found, Job, State
-from .order import Order
+from .jobheads import Order
 from .plan import Plan
 from .ports import Dispatch, JobStore, StoreError
 from .reply import Reply
@@ -97,7 +97,7 @@ class Jobs:
         settings = config.jobs
         shows_own = any(target.may_show_credentials for target in plan.targets)
         unified = route.unified
-        request = order.Request(
+        request = jobheads.Request(
             route,
             original.outgoing.kept(credentials=shows_own),
             holder.id if holder is not None else "",
@@ -166,7 +166,7 @@ class Jobs:
                 state = await store.remove(found.id) or found.state
                 dispatch.drop(found.id)
                 head = headers.Head((_JSON, (b"request-id", exchange.request_id.encode()), *_told(found)))
-                reply.whole(200, head, poll.removed(found.id, state))
+                reply.whole(200, head, jobviews.removed(found.id, state))
             elif found.ending is None:
                 _say(found, route, exchange, reply)
             else:
@@ -186,7 +186,7 @@ class Jobs:
         hold: Callable[[int], None],
     ) -> None:
         """Answer with a result, as fast as it is read."""
-        kept = order.Answer.loads(ending.head)
+        kept = jobheads.Answer.loads(ending.head)
         plain = b""
         if method != "HEAD":
             # Before it is there; and once more for the document, or for what it is unpacked from.
@@ -194,8 +194,8 @@ class Jobs:
             whole = await store.look(found.id, self._clock())
             if whole is None or whole.ending is None:
                 raise _gone()
-            large = kept.size > LARGE_BYTES
-            plain = await asyncio.to_thread(poll.body, whole.ending) if large else poll.body(whole.ending)
+            unpack = functools.partial(jobviews.body, whole.ending)
+            plain = await asyncio.to_thread(unpack) if kept.size > LARGE_BYTES else unpack()
         if route.unified:
             head = headers.Head((_JSON, (b"request-id", exchange.request_id.encode()), *_told(found)))
             body = await self._document(found, kept, plain, hold) if method != "HEAD" else b""
@@ -218,7 +218,7 @@ class Jobs:
         reply.end()
 
     async def _document(
-        self, found: Found, kept: order.Answer, plain: bytes, hold: Callable[[int], None]
+        self, found: Found, kept: jobheads.Answer, plain: bytes, hold: Callable[[int], None]
     ) -> bytes:
         """A job that is over as ``/v1/async`` shows it."""
         is_object = kept.is_object
@@ -231,7 +231,7 @@ class Jobs:
             else:
                 hold(2 * len(plain))
                 is_object = await self._scanner.is_object(plain)
-        show = functools.partial(poll.unified, found, plain, kept.error, is_object=is_object)
+        show = functools.partial(jobviews.unified, found, plain, kept.error, is_object=is_object)
         return await asyncio.to_thread(show) if len(plain) > LARGE_BYTES else show()
 
 
@@ -239,12 +239,12 @@ def _say(found: Found, route: Route, exchange: Exchange, reply: Reply) -> None:
     """Answer for a job that is not over."""
     head = headers.Head((_JSON, (b"request-id", exchange.request_id.encode()), *_told(found)))
     if route.unified:
-        reply.whole(202, head, poll.unified(found))
+        reply.whole(202, head, jobviews.unified(found))
     else:
-        reply.whole(200, head, poll.pending(found.operation, found.id, exchange.model))
+        reply.whole(200, head, jobviews.pending(found.operation, found.id, exchange.model))
 
 
-def _head(found: Found, ending: Ending, kept: order.Answer) -> headers.Head:
+def _head(found: Found, ending: Ending, kept: jobheads.Answer) -> headers.Head:
     """The fields of a result on a provider's own route."""
     head = headers.Head(_told(found))
     if ending.failed and not any(line.lower().startswith(b"x-should-retry:") for line in kept.lines):

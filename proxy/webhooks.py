@@ -15,7 +15,7 @@ Rules
      passwords. Of an answer only the status counts, and only that is logged.
   3. A receiver has `MOST_OPEN_OF_ONE` tries at a time here: a slow one leaves room for the others.
 
-Not here: what is sent and when again (`hooks`), whose job names which webhook (`jobs`).
+Not here: what is sent and when again (`notices`), whose job names which webhook (`jobs`).
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import StreamWriter
 from yarl import URL
 
-from . import hooks
+from . import notices
 from .config import Config
-from .hooks import Webhook
 from .job import Delivery
+from .notices import Webhook
 from .ports import JobStore, StoreError
 
 TRY_SECONDS = 10.0
@@ -127,16 +127,16 @@ class Webhooks:
                 return
             end = _End.of(delivery)
             webhook = self._webhooks.get(end.webhook)
-            if end.tries > hooks.MOST_TRIES:
+            if end.tries > notices.MOST_TRIES:
                 await self._give_up(end, "no try came to its end")
             elif webhook is None:
                 # Other workers may have read a newer config already.
-                await self._put_off(end, "the config has no such webhook", most=hooks.MOST_TRIES_UNKNOWN)
+                await self._put_off(end, "the config has no such webhook", most=notices.MOST_TRIES_UNKNOWN)
             elif self._open_of[end.webhook] >= MOST_OPEN_OF_ONE:
-                await self._put_off(end, "the receiver is too slow", first=hooks.BUSY_WAIT)
+                await self._put_off(end, "the receiver is too slow", first=notices.BUSY_WAIT)
             else:
-                found = await self._jobs.look(end.id, now) if hooks.fits(delivery.found) else None
-                payload = hooks.payload(found or delivery.found, whole=found is not None)
+                found = await self._jobs.look(end.id, now) if notices.fits(delivery.found) else None
+                payload = notices.payload(found or delivery.found, whole=found is not None)
                 self._begin(end, webhook, payload)
 
     async def settle(self, seconds: float | None = None) -> set[asyncio.Task[None]]:
@@ -215,10 +215,10 @@ class Webhooks:
         await self._put_off(end, reason)
 
     async def _put_off(
-        self, end: _End, reason: str, *, first: float = hooks.FIRST_WAIT, most: int = hooks.MOST_TRIES
+        self, end: _End, reason: str, *, first: float = notices.FIRST_WAIT, most: int = notices.MOST_TRIES
     ) -> None:
         draw = self._rng.random()
-        again = hooks.again(self._clock(), end.tries, end.expires, draw, first=first, most=most)
+        again = notices.again(self._clock(), end.tries, end.expires, draw, first=first, most=most)
         if again is None:
             await self._give_up(end, reason)
         else:
@@ -238,7 +238,7 @@ class Webhooks:
     async def _post(self, webhook: Webhook, id: str, body: bytes) -> tuple[int, str]:
         """Send `body` once; returns the answer's status, 0 without one, and what to call that in the log."""
         outgoing = _Body(body, content_type="application/json")
-        fields = hooks.signed(webhook.secret, id, self._clock(), body)
+        fields = notices.signed(webhook.secret, id, self._clock(), body)
         status, failed = 0, ""
         try:
             async with (

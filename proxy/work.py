@@ -16,7 +16,7 @@ import time
 import zlib
 from collections.abc import Awaitable, Callable
 
-from . import errors, headers, order
+from . import errors, headers, jobheads
 from .attempt import Served
 from .bodies import Bodies
 from .errors import ProxyError, Source
@@ -98,7 +98,7 @@ class Work:
         handler = self._handler
         rules = handler.rules
         try:
-            request = order.Request.loads(job.head)
+            request = jobheads.Request.loads(job.head)
         except ValueError:
             return self._ending(job.ttl, UNREADABLE.status, *_refusal(UNREADABLE, "anthropic", job.id))
         exchange = handler.begin("POST", request.route.label)
@@ -142,7 +142,7 @@ class Work:
 
     def report(self, held: Held) -> None:
         """Log and count that it was interrupted."""
-        exchange = self._handler.begin("POST", order.label(held.operation))
+        exchange = self._handler.begin("POST", jobheads.label(held.operation))
         exchange.job = held.lease.id
         exchange.phase, exchange.status = Phase.HEAD, INTERRUPTED.status
         exchange.fail(INTERRUPTED)
@@ -151,7 +151,7 @@ class Work:
     async def _ask(
         self,
         job: Job,
-        request: order.Request,
+        request: jobheads.Request,
         exchange: Exchange,
         rules: Rules,
         first: Callable[[], Awaitable[None]],
@@ -187,7 +187,7 @@ class Work:
         head = answer.fields.head(stream=False, sized=False)
         lines = [*head.lines, *served_by(exchange)]
         is_object = await handler.scanner.is_object(body)
-        kept = order.Answer(
+        kept = jobheads.Answer(
             answer.reason, lines, head.has_date, answer.fields.codings, b"", is_object=is_object
         )
         return await asyncio.to_thread(self._ending, job.ttl, answer.status, kept, body)
@@ -215,7 +215,7 @@ class Work:
             await self._moved.wait()
 
     def _failed(
-        self, error: ProxyError, ttl: int, request: order.Request, exchange: Exchange, part: bytes = b""
+        self, error: ProxyError, ttl: int, request: jobheads.Request, exchange: Exchange, part: bytes = b""
     ) -> Ending:
         """An ending of ours; `part` is what there is of an answer that is not whole."""
         exchange.fail(error)
@@ -226,7 +226,7 @@ class Work:
             kept, body = kept._replace(error=body), part
         return self._ending(ttl, error.status, kept, body)
 
-    def _ending(self, ttl: int, status: int, kept: order.Answer, body: bytes) -> Ending:
+    def _ending(self, ttl: int, status: int, kept: jobheads.Answer, body: bytes) -> Ending:
         packed = False
         kept = kept._replace(size=len(body))
         if len(body) >= PACK_BYTES and not kept.codings:
@@ -237,10 +237,10 @@ class Work:
         return Ending(status >= 400, status, kept.dumps(), body, packed, now, now + ttl)
 
 
-def _refusal(error: ProxyError, wire_format: str, request_id: str) -> tuple[order.Answer, bytes]:
+def _refusal(error: ProxyError, wire_format: str, request_id: str) -> tuple[jobheads.Answer, bytes]:
     fields = (_JSON, (b"request-id", request_id.encode()), *error.headers)
     lines = headers.Head(fields).lines
-    return order.Answer(b"", lines, False, "", b""), errors.body(error, request_id, wire_format)
+    return jobheads.Answer(b"", lines, False, "", b""), errors.body(error, request_id, wire_format)
 
 
 class _First:

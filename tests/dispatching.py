@@ -22,7 +22,7 @@ from rawclient import PATIENCE
 from running import Proxy
 from scripted import Conn
 
-from proxy import config, order, routes
+from proxy import config, jobheads, routes
 from proxy.config import Config
 from proxy.dispatcher import LOOK_SECONDS, Dispatcher
 from proxy.job import Bounds, Ending, Found, Held, Job, State
@@ -39,7 +39,7 @@ TTL = 600
 
 MESSAGES = "/anthropic/v1/messages"
 
-HEAD = order.Request(
+HEAD = jobheads.Request(
     routes.match("POST", MESSAGES.encode(), anthropic_version=True),
     [(b"x-api-key", b"sk-test-client"), (b"anthropic-version", b"2023-06-01")],
     "",

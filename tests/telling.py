@@ -10,7 +10,7 @@ import yaml
 from proxy import config
 from proxy.config import Config
 from proxy.job import Ending, Found, State
-from proxy.order import Answer
+from proxy.jobheads import Answer
 
 LONG = 7 * 86400
 """A result is kept for longer than anybody tries to tell of it."""

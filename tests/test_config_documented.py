@@ -15,8 +15,8 @@ import yaml
 from proxy import config
 from proxy.config import Config, Key, NetworkConfig, Provider
 from proxy.grants import Budget, ConfiguredKey, Customer, ProviderConfig, RateLimit, Team
-from proxy.hooks import Webhook
 from proxy.job import Settings
+from proxy.notices import Webhook
 
 CONF = Path(__file__).parent.parent / "conf"
 SHIPPED = sorted(set(CONF.glob("*.yaml")) - {CONF / "prices.yaml"})

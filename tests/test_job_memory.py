@@ -26,7 +26,7 @@ from dispatching import (
 from running import StartProxy, StartUpstream
 from scripted import MESSAGE, Conn, answer, head, raw, refusal
 
-from proxy import order
+from proxy import jobheads
 from proxy.dispatcher import BEAT_SECONDS, DEAD_SECONDS, LOOK_SECONDS
 from proxy.job import State
 
@@ -64,7 +64,7 @@ async def test_of_too_large_an_answer_no_more_is_read(
     assert found.ending is not None
     assert (found.state, found.ending.status) == (State.FAILED, 502)
     assert zlib.decompress(found.ending.body) == b"x" * 3000
-    kept = order.Answer.loads(found.ending.head)
+    kept = jobheads.Answer.loads(found.ending.head)
     assert b"job_result_too_large: " in kept.error
     assert b"x-bifrost-attempts: anthropic/claude-2:200" in kept.lines
 

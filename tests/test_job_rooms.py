@@ -14,10 +14,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from proxy import order, routes
+from proxy import jobheads, routes
 from proxy.errors import ProxyError
 from proxy.headers import Outgoing
-from proxy.order import Order
+from proxy.jobheads import Order
 from proxy.routes import Kind, Route
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -44,7 +44,7 @@ OPEN = route("GET", b"/anthropic/v1/models")
 
 def asked(way: Route, *fields: tuple[bytes, bytes]) -> Order | None:
     """What a request with these fields asks on this route."""
-    return order.read(way, Outgoing(fields))
+    return jobheads.read(way, Outgoing(fields))
 
 
 def refused(way: Route, *fields: tuple[bytes, bytes]) -> str:
@@ -197,22 +197,22 @@ def test_a_request_is_kept_as_it_is(
     way: Route, fields: list[tuple[bytes, bytes]], holder: str, identity: bool
 ) -> None:
     """Any bytes in path and fields, in their order and number; what is kept is one line of JSON."""
-    request = order.Request(way, fields, holder, identity)
+    request = jobheads.Request(way, fields, holder, identity)
     kept = request.dumps()
     assert json.loads(kept)
-    again = order.Request.loads(kept)
+    again = jobheads.Request.loads(kept)
     assert again.fields == fields
     assert (again.holder, again.identity) == (holder, identity)
     expected = way._replace(label=f"job {way.operation}")
     assert again.route == expected
-    assert order.Request.loads(again.dumps()) == again
+    assert jobheads.Request.loads(again.dumps()) == again
 
 
 def test_the_label_of_a_job_is_of_a_closed_set() -> None:
     """It is a label of metrics: which operation, and nothing that a client chooses."""
     path = b"/anthropic/v1/messages?beta=true&x=sk-test-in-a-query"
-    request = order.Request(route("POST", path), [], "", False)
-    again = order.Request.loads(request.dumps())
+    request = jobheads.Request(route("POST", path), [], "", False)
+    again = jobheads.Request.loads(request.dumps())
     assert again.route.label == "job /anthropic/v1/messages"
     assert again.route.path == b"/v1/messages?beta=true&x=sk-test-in-a-query"
 
@@ -244,7 +244,7 @@ def test_what_another_version_kept_is_a_value_error(kept: Any) -> None:
     """Nothing else may come of it: a job that cannot be read has to end, and not the worker."""
     data = kept if isinstance(kept, bytes) else json.dumps(kept).encode()
     try:
-        order.Request.loads(data)
+        jobheads.Request.loads(data)
     except ValueError:
         return
     assert json.loads(data).keys() >= {"wire_format", "prefix", "path", "operation", "fields"}
@@ -254,8 +254,8 @@ def test_what_another_version_kept_is_a_value_error(kept: Any) -> None:
 def test_the_codings_of_a_kept_body(fields: list[tuple[bytes, bytes]]) -> None:
     """As one list, in whatever case the field's name came."""
     fields = [*fields, (b"Content-Encoding", b"gzip"), (b"content-encoding", b"br")]
-    assert order.Request(MESSAGES, fields, "", False).codings.endswith("gzip, br")
-    assert order.Request(MESSAGES, [], "", False).codings == ""
+    assert jobheads.Request(MESSAGES, fields, "", False).codings.endswith("gzip, br")
+    assert jobheads.Request(MESSAGES, [], "", False).codings == ""
 
 
 @given(
@@ -272,8 +272,8 @@ def test_an_answer_is_kept_as_it_is(
     reason: bytes, lines: list[bytes], has_date: bool, codings: str, error: bytes, size: int, is_object: bool
 ) -> None:
     """Any bytes in its reason and its field lines, in their order and number."""
-    kept = order.Answer(reason, lines, has_date, codings, error, size, is_object)
-    assert order.Answer.loads(kept.dumps()) == kept
+    kept = jobheads.Answer(reason, lines, has_date, codings, error, size, is_object)
+    assert jobheads.Answer.loads(kept.dumps()) == kept
     assert json.loads(kept.dumps())
 
 
@@ -301,7 +301,7 @@ def test_a_job_sends_the_fields_that_its_request_would_have_sent(
     """And keeps none of the others: no virtual key, and no credential that its plan does not send."""
     came = Outgoing(fields)
     kept = came.kept(credentials=shows_own)
-    again = Outgoing(order.Request.loads(order.Request(MESSAGES, kept, "", False).dumps()).fields)
+    again = Outgoing(jobheads.Request.loads(jobheads.Request(MESSAGES, kept, "", False).dumps()).fields)
 
     def head(outgoing: Outgoing) -> bytes:
         return outgoing.head(

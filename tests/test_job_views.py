@@ -16,7 +16,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from proxy import body, poll
+from proxy import body, jobviews
 from proxy.job import Ending, Found, State
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -31,7 +31,7 @@ def ended(
 
 def shown(about: Found, plain: bytes = b"", error: bytes = b"") -> bytes:
     """What ``/v1/async`` answers, as the scan of the result has it."""
-    return poll.unified(about, plain, error, is_object=is_object(plain))
+    return jobviews.unified(about, plain, error, is_object=is_object(plain))
 
 
 def is_object(plain: bytes) -> bool:
@@ -50,13 +50,13 @@ def found(state: State, ending: Ending | None = None) -> Found:
 @given(st.binary(max_size=5000))
 def test_a_packed_body_is_what_it_was(body: bytes) -> None:
     """Deflated or not."""
-    assert poll.body(ended(body)) == body
-    assert poll.body(ended(zlib.compress(body, 1), packed=True)) == body
+    assert jobviews.body(ended(body)) == body
+    assert jobviews.body(ended(zlib.compress(body, 1), packed=True)) == body
 
 
 def test_a_pending_poll_is_an_empty_answer_of_its_format() -> None:
     """With every member that the format requires, so that a typed client can read it."""
-    message = json.loads(poll.pending("/anthropic/v1/messages", "job_1", "claude-2"))
+    message = json.loads(jobviews.pending("/anthropic/v1/messages", "job_1", "claude-2"))
     assert message == {
         "id": "job_1",
         "type": "message",
@@ -67,22 +67,22 @@ def test_a_pending_poll_is_an_empty_answer_of_its_format() -> None:
         "stop_sequence": None,
         "usage": {"input_tokens": 0, "output_tokens": 0},
     }
-    completion = json.loads(poll.pending("/anthropic/v1/complete", "job_1", "claude-2"))
+    completion = json.loads(jobviews.pending("/anthropic/v1/complete", "job_1", "claude-2"))
     assert (completion["type"], completion["completion"], completion["stop_reason"]) == (
         "completion",
         "",
         None,
     )
-    counted = json.loads(poll.pending("/anthropic/v1/messages/count_tokens", "job_1", "claude-2"))
+    counted = json.loads(jobviews.pending("/anthropic/v1/messages/count_tokens", "job_1", "claude-2"))
     assert counted == {"id": "job_1", "model": "claude-2", "input_tokens": 0}
-    other = json.loads(poll.pending("/openai/v1/responses", "job_1", "gpt"))
+    other = json.loads(jobviews.pending("/openai/v1/responses", "job_1", "gpt"))
     assert other == {"id": "job_1", "model": "gpt"}
 
 
-@given(st.sampled_from(sorted(poll.PENDING)), TEXT, TEXT)
+@given(st.sampled_from(sorted(jobviews.PENDING)), TEXT, TEXT)
 def test_a_pending_poll_names_any_model(operation: str, id: str, model: str) -> None:
     """As the client spelt it."""
-    shown = json.loads(poll.pending(operation, id, model))
+    shown = json.loads(jobviews.pending(operation, id, model))
     assert (shown["id"], shown["model"]) == (id, model)
 
 
@@ -200,8 +200,12 @@ def test_a_result_of_any_bytes_can_be_had_back(plain: bytes) -> None:
 )
 def test_what_a_delete_answers(state: State, expected: str) -> None:
     """Whether it ended a job or forgot the result of one."""
-    assert json.loads(poll.removed("job_1", state)) == {"id": "job_1", "deleted": True, "status": expected}
-    assert poll.is_over(state) == (expected != "cancelled")
+    assert json.loads(jobviews.removed("job_1", state)) == {
+        "id": "job_1",
+        "deleted": True,
+        "status": expected,
+    }
+    assert jobviews.is_over(state) == (expected != "cancelled")
 
 
 @given(st.floats(0, 4_000_000_000))
@@ -210,7 +214,7 @@ def test_what_a_delete_answers(state: State, expected: str) -> None:
 @example(1_799_999_999.9999999)
 def test_a_time_is_rfc_3339_to_the_millisecond(at: float) -> None:
     """In UTC, never later than it was."""
-    shown = poll.instant(at)
+    shown = jobviews.instant(at)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", shown)
     read = datetime.fromisoformat(shown.replace("Z", "+00:00"))
     assert read.utcoffset() == UTC.utcoffset(None)

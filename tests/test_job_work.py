@@ -30,7 +30,7 @@ from dispatching import (
 from running import StartProxy, StartUpstream
 from scripted import MESSAGE, Conn, answer, raw, refusal
 
-from proxy import order
+from proxy import jobheads
 from proxy.dispatcher import BEAT_SECONDS, DEAD_SECONDS, LOOK_SECONDS, MAX_CLAIMS, REST_SECONDS
 from proxy.errors import ProxyError
 from proxy.job import State
@@ -64,7 +64,7 @@ async def test_a_result_is_kept_as_upstream_sent_it(
         assert ending.status == status
         assert ending.failed == (status >= 400)
         assert (ending.completed, ending.expires) == (WALL, WALL + 600)
-        kept = order.Answer.loads(ending.head)
+        kept = jobheads.Answer.loads(ending.head)
         plain = zlib.decompress(ending.body) if ending.packed else ending.body
         assert ending.packed == (body is long)
         assert body is None or plain == body

@@ -2,7 +2,7 @@
 
 Receivers verify with the library of Standard Webhooks.
 
-Not here: what is told and when, and the config (`test_hooks`), which jobs end how.
+Not here: what is told and when, and the config (`test_notices`), which jobs end how.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from scripted import MESSAGE, Conn, Request, answer, head, raw
 from secrecy import overhear
 from telling import LONG, MARK, OPERATION, SECRET, configured, ending, found
 
-from proxy import hooks, poll, webhooks
+from proxy import jobviews, notices, webhooks
 from proxy.job import Bounds, Delivery, Found, Job
 from proxy.ports import JobStore, StoreError
 from proxy.store import open_jobs
@@ -182,8 +182,8 @@ async def test_the_end_of_a_job_is_told(
     said = verified(request)
     assert said == {
         "type": "async_job.completed",
-        "timestamp": poll.instant(clock.now),
-        "data": json.loads(poll.unified(found, MESSAGE, is_object=True)),
+        "timestamp": jobviews.instant(clock.now),
+        "data": json.loads(jobviews.unified(found, MESSAGE, is_object=True)),
     }
     assert said["data"]["result"] == json.loads(MESSAGE)
     names = fields(request)
@@ -495,7 +495,7 @@ async def test_what_a_receiver_does_not_read_is_dropped(
     """A try that is over holds no connection, not even one that has not taken its request."""
     monkeypatch.setattr(webhooks, "TRY_SECONDS", 2.5)
     # More than the kernel takes.
-    monkeypatch.setattr(hooks, "MOST_BYTES", 2**25)
+    monkeypatch.setattr(notices, "MOST_BYTES", 2**25)
     monkeypatch.setattr(aiohttp.payload, "TOO_LARGE_BYTES_BODY", 2**25)
     released = asyncio.Event()
 

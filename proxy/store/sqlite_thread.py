@@ -4,6 +4,8 @@ Facts
   - A transaction that reads before it writes must be IMMEDIATE: a deferred one fails where another process
     has written meanwhile, and no busy timeout helps (sqlite.org/lang_transaction.html).
   - What was deleted stays in ``-wal`` until that is overwritten or emptied.
+  - `aiosqlite`, which counters use, awaits between two statements: whoever is cancelled there would leave a
+    transaction open. A counter's call is one statement.
 
 Rules
   1. One call is one function, and one transaction. Once begun it runs to its end: whoever is cancelled leaves

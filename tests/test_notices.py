@@ -13,7 +13,7 @@ import pytest
 from scripted import MESSAGE
 from telling import MARK, SECRET, configured, ending, found, secret
 
-from proxy import config, hooks
+from proxy import config, notices
 from proxy.config import ConfigError
 from proxy.job import Ending
 
@@ -21,21 +21,21 @@ from proxy.job import Ending
 
 
 def told(ended: Ending) -> Any:
-    return json.loads(hooks.payload(found(ended), whole=True))["data"]
+    return json.loads(notices.payload(found(ended), whole=True))["data"]
 
 
 def test_a_result_is_told_byte_for_byte() -> None:
     """JSON stands in the payload as upstream wrote it."""
     body = b'{ "a" :1.0, "b":"\\u00e9",\n"a":1e2}'
-    assert b'"result":' + body + b"}}" in hooks.payload(found(ending(body)), whole=True)
-    assert b'"result":' + body + b"}}" in hooks.payload(
+    assert b'"result":' + body + b"}}" in notices.payload(found(ending(body)), whole=True)
+    assert b'"result":' + body + b"}}" in notices.payload(
         found(ending(zlib.compress(body), packed=True)), whole=True
     )
 
 
 def test_what_is_not_there_is_left_out() -> None:
     """Without the body, as it is where that is known to be too large, the rest is told."""
-    data = json.loads(hooks.payload(found(ending(b"")), whole=False))["data"]
+    data = json.loads(notices.payload(found(ending(b"")), whole=False))["data"]
     assert (data["truncated"], "result" in data, data["status_code"]) == (True, False, 200)
 
 
@@ -52,9 +52,9 @@ def test_a_compressed_result_is_told_as_what_it_holds() -> None:
 @pytest.mark.parametrize("failed", [False, True])
 def test_a_result_that_is_too_large_is_left_out(failed: bool) -> None:
     """A payload has at most 256 KiB. Beyond it there is `truncated` instead of the result, all else stays."""
-    frame = len(hooks.payload(found(ending(b'{"":""}', failed=failed)), whole=True))
+    frame = len(notices.payload(found(ending(b'{"":""}', failed=failed)), whole=True))
     largest = b'{"":"%b"}' % (b"x" * (262144 - frame))
-    whole = hooks.payload(found(ending(largest, failed=failed)), whole=True)
+    whole = notices.payload(found(ending(largest, failed=failed)), whole=True)
     assert len(whole) == 262144
     name = "error" if failed else "result"
     assert json.loads(whole)["data"][name] == json.loads(largest)
@@ -67,7 +67,7 @@ def test_a_result_that_is_too_large_is_left_out(failed: bool) -> None:
     ):
         assert told(ended) == {**kept, "truncated": True}
     assert (
-        json.loads(hooks.payload(found(ending(too_large, failed=failed)), whole=True))["type"]
+        json.loads(notices.payload(found(ending(too_large, failed=failed)), whole=True))["type"]
         == json.loads(whole)["type"]
     )
 
@@ -100,17 +100,17 @@ def test_no_more_is_unpacked_than_may_be_told() -> None:
 def test_waits_double_for_a_day() -> None:
     """From half a minute to an hour; each is up to a quarter shorter or longer."""
     for draw, factor in ((0.0, 0.75), (0.5, 1.0), (1.0, 1.25)):
-        waits = [(hooks.again(0.0, tries, 1e9, draw) or 0.0) / factor for tries in range(1, 31)]
+        waits = [(notices.again(0.0, tries, 1e9, draw) or 0.0) / factor for tries in range(1, 31)]
         assert waits == [30, 60, 120, 240, 480, 960, 1920] + [3600] * 23
-    assert hooks.again(0.0, 31, 1e9, 0.5) is None
+    assert notices.again(0.0, 31, 1e9, 0.5) is None
     assert 24 <= sum(waits) / 3600 < 25
 
 
 def test_the_last_try_is_before_the_result_expires() -> None:
     """While there is time for one; what is deleted cannot be told."""
-    assert hooks.again(1000.0, 8, 4600.0, 0.5) == 4585.0
-    assert hooks.again(4584.0, 9, 4600.0, 0.5) == 4585.0
-    assert hooks.again(4585.0, 9, 4600.0, 0.5) is None
+    assert notices.again(1000.0, 8, 4600.0, 0.5) == 4585.0
+    assert notices.again(4584.0, 9, 4600.0, 0.5) == 4585.0
+    assert notices.again(4585.0, 9, 4600.0, 0.5) is None
 
 
 # What the config may say.

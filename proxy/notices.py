@@ -23,10 +23,10 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from . import coding, poll, values
+from . import coding, jobviews, values
 from .errors import ProxyError
 from .job import Ending, Found
-from .order import Answer
+from .jobheads import Answer
 from .shapes import row, text
 from .values import Secret
 
@@ -99,10 +99,10 @@ def payload(found: Found, *, whole: bool) -> bytes:
     plain = _plain(ending, kept.codings) if whole else None
     if plain is not None:
         is_object = _is_object(plain) if kept.codings else kept.is_object
-        event = _event(ending, poll.unified(found, plain, kept.error, is_object=is_object))
+        event = _event(ending, jobviews.unified(found, plain, kept.error, is_object=is_object))
         if len(event) <= MOST_BYTES:
             return event
-    shown = orjson.loads(poll.unified(found, b"", kept.error))
+    shown = orjson.loads(jobviews.unified(found, b"", kept.error))
     del shown["partial_result" if kept.error else "error" if ending.failed else "result"]
     return _event(ending, orjson.dumps(shown | {"truncated": True}))
 
@@ -154,7 +154,7 @@ def _event(ending: Ending, data: bytes) -> bytes:
     return orjson.dumps(
         {
             "type": "async_job.failed" if ending.failed else "async_job.completed",
-            "timestamp": poll.instant(ending.completed),
+            "timestamp": jobviews.instant(ending.completed),
             "data": orjson.Fragment(data),
         }
     )
