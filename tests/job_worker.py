@@ -121,7 +121,7 @@ class Ends:
 
     def wish(self, job: Any) -> bool:
         """Take note of what a job says; whether it says something."""
-        from proxy.order import Request
+        from proxy.jobheads import Request
 
         for name, value in Request.loads(job.head).fields:
             if name.lower() == b"x-end":

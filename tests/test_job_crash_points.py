@@ -222,6 +222,46 @@ async def test_a_worker_that_stood_still_has_lost_its_job(
         assert "Traceback" not in service.log
 
 
+@pytest.mark.parametrize(("point", "calls"), [("claimed", 1), ("begun", 2), ("ended", 2)])
+async def test_a_worker_that_stood_still_cannot_end_what_another_does(
+    tmp_path: Path, backend: Backend, point: str, calls: int
+) -> None:
+    """Where another worker has its job by then, the job's end is that one's, whoever is ready first."""
+    answers = Answers()
+    go_on = asyncio.Event()
+
+    async def provide(call: Call, body: bytes) -> None:
+        if is_stopped(still.pid):
+            await go_on.wait()
+        await answers.provide(call, body)
+
+    async with (
+        crowd.provider(provide) as provider,
+        Service(tmp_path, config(provider.url, backend.url, on_restart="retry")) as service,
+    ):
+        still = await service.start(program=program(divisor=10))
+        client = JobClient(service.port)
+        id = await client.submit("one", [(b"x-end", b"STOP " + point.encode())]) or b""
+        client.close()
+        await crowd.until(lambda: is_stopped(still.pid), "the worker standing still")
+        before = provider.asked["one"]
+        other = await service.start(program=program(divisor=10))
+        await crowd.until(lambda: provider.asked["one"] > before, "the other worker's call")
+        still.signal(signal.SIGCONT)
+        other.signal(signal.SIGTERM)
+        await other.told("STOPPING=1")
+        new = await client.submit("two") or b""
+        assert (await client.over(new)).body == answers.sent["two"][0]
+        assert state(await client.poll(id)) == "processing"
+        go_on.set()
+        assert (await client.over(id)).body == answers.sent["one"][-1]
+        assert await other.ended() == 0
+        client.close()
+        assert provider.asked["one"] == calls == len(answers.sent["one"])
+        assert (await unfinished(backend.url))[:2] == (0, [])
+        assert "Traceback" not in service.log
+
+
 def is_stopped(pid: int) -> bool:
     """Whether a signal has stopped a process (proc(5), ``stat``)."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("T")
