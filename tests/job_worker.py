@@ -14,14 +14,15 @@ It happens once, to the job's first claim; with ``always`` behind it, to every o
 stands still wherever it is.
 
 Facts
-  - A process that stands still in the middle of a write keeps SQLite's lock: nobody writes until it goes on.
+  - A process that stands still as it writes into a file of SQLite, or opens it, keeps its lock: until it goes
+    on nobody else can do that.
 
 Rules
   1. Nothing of the proxy is another than in service, but for two things. The times by which the dispatcher
      looks, beats and finds others dead are divided by a divisor, where one is given. And no claim is under
      way while a job with such a field comes in, for that would take it before the first two points.
   2. What a test must know of is printed before it happens.
-  3. The process stands still only while it asks nothing of the store.
+  3. The process stands still only while it asks nothing of the stores.
 
 Not here: what comes of it.
 """
@@ -63,12 +64,10 @@ def main() -> int:
     divisor, mode = int(sys.argv.pop(1)), sys.argv.pop(1)
     for name in ("LOOK_SECONDS", "BEAT_SECONDS", "DEAD_SECONDS"):
         setattr(dispatcher, name, getattr(dispatcher, name) / divisor)
-    opened = server.open_jobs
-
-    def open_jobs(url: str, password: str | None = None) -> Any:
-        return EndingStore(opened(url, password), Ends())
-
-    server.open_jobs = open_jobs
+    ends = Ends()
+    open_store, open_jobs = server.open_store, server.open_jobs
+    server.open_store = lambda *where: QuietStore(open_store(*where), ends)
+    server.open_jobs = lambda *where: EndingStore(open_jobs(*where), ends)
     if mode == "once":
         say(f"worker {os.getpid()}")
         return __main__.main()
@@ -102,10 +101,13 @@ class Ends:
         self.claiming = asyncio.Lock()
         self._wishes: dict[str, list[str]] = {}
         self._calls = 0
-        """Those of the store that are under way."""
+        """Those of the stores that are under way."""
         self._quiet = asyncio.Event()
         """Set when there are none any more."""
         self._stopping: asyncio.Task[None] | None = None
+
+    def listen(self) -> None:
+        """Stand still on SIGUSR1 from now on."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self._stop_soon)
 
     async def call(self, method: Callable[..., Awaitable[Any]], *asked: Any) -> Any:
@@ -149,8 +151,8 @@ class Ends:
         os.kill(os.getpid(), signal.SIGSTOP)
 
 
-class EndingStore:
-    """A store of jobs, of which each may end the process."""
+class QuietStore:
+    """A store while whose calls are under way the process does not stand still."""
 
     def __init__(self, store: Any, ends: Ends) -> None:
         self._store = store
@@ -158,6 +160,14 @@ class EndingStore:
 
     def __getattr__(self, name: str) -> Any:
         return functools.partial(self._ends.call, getattr(self._store, name))
+
+
+class EndingStore(QuietStore):
+    """A store of jobs, of which each may end the process."""
+
+    def __init__(self, store: Any, ends: Ends) -> None:
+        super().__init__(store, ends)
+        ends.listen()
 
     def urgently(self) -> EndingStore:
         return EndingStore(self._store.urgently(), self._ends)
