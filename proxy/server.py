@@ -58,9 +58,8 @@ GRACE_SECONDS = 0.2
 CLOSE_SECONDS = 1
 """How long what was ended may take to close."""
 
-RESERVED_DESCRIPTORS = 64 + MOST_OPEN
-"""For files, listening sockets, name lookups, webhooks. Idle connections to providers go when theirs are
-needed."""
+RESERVED_DESCRIPTORS = 64
+"""For files, listening sockets and name lookups. Idle connections to providers go when theirs are needed."""
 
 
 class Server:
@@ -148,7 +147,7 @@ class Server:
         if self._job_store is not None and self._dispatcher is not None:
             self._start_jobs(self._job_store, self._dispatcher, self._handler, metrics)
         metrics.watch_keys(self._handler.keys_out)
-        self._listener = Listener(_connection_limit())
+        self._listener = Listener(_connection_limit(MOST_OPEN if config.webhooks else 0))
         self._metrics.gauge(
             "verbatim_connections", "Downstream connections that are open.", lambda: self.connections
         )
@@ -275,12 +274,12 @@ def start_failure(error: OSError | RuntimeError) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
-def _connection_limit() -> int:
-    """As many as can have a descriptor downstream and one upstream."""
+def _connection_limit(more: int = 0) -> int:
+    """As many as can have a descriptor downstream and one upstream; `more` are wanted besides."""
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if descriptors == resource.RLIM_INFINITY:
         return sys.maxsize
-    return max(1, (descriptors - RESERVED_DESCRIPTORS) // 2)
+    return max(1, (descriptors - RESERVED_DESCRIPTORS - more) // 2)
 
 
 def _check_aiohttp() -> None:
