@@ -94,9 +94,10 @@ async def test_a_pinned_key_does_not_rotate(upstream: StartUpstream, proxy: Star
 
 async def test_a_429_rotates_and_takes_no_key_out(upstream: StartUpstream, proxy: StartProxy) -> None:
     """The next key is tried at once; the limited one is drawn again by the next request."""
-    up = await upstream(*[refusal(429), GOOD] * 6)
+    # Keys are drawn: that one of two never comes first has a chance of one in half a million.
+    up = await upstream(*[refusal(429), GOOD] * 20)
     p = await proxy(keyed(up, "one", "two"), network=QUICK)
-    for _ in range(6):
+    for _ in range(20):
         assert (await p.post(MESSAGES, asked())).status == 200
     first = used(*up.requests[::2])
     assert set(first) == {"one", "two"}
