@@ -15,11 +15,10 @@ import os
 import resource
 import signal
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
-from . import __version__, config, demo, keycommand, local, systemd, values
+from . import __version__, config, demo, errors, keycommand, local, systemd, values
 from .accesslog import AccessLog
 from .config import Config, ConfigError, Provider
 from .server import Server, start_failure
@@ -207,8 +206,7 @@ def _allow_descriptors() -> None:
 def _stray(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Log an exception that nobody caught, without its text: it may hold what a client sent."""
     failure = context.get("exception")
-    frames = "".join(traceback.format_tb(failure.__traceback__)) if failure is not None else ""
-    logger.error("%s: %s\n%s", context.get("message"), type(failure).__name__, frames)
+    logger.error("%s: %s", context.get("message"), errors.frames(failure) if failure is not None else "")
 
 
 def _say_providers(loaded: Config) -> None:

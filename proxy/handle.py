@@ -316,7 +316,7 @@ class Handler:
             raise routes.nothing()
         body = functools.partial(self.intake.held, request, exchange, config, MAX_API_BYTES)
         answer = await self._api.answer(request.method, request.raw_path, request.raw_headers, outgoing, body)
-        reply.whole(answer.status, headers.Head((_JSON, *answer.fields)), answer.body)
+        reply.whole(answer.status, headers.Head((headers.JSON, *answer.fields)), answer.body)
 
     def _answer(self, route: Route, reply: Reply) -> None:
         """The proxy's own routes without a body."""
@@ -324,12 +324,9 @@ class Handler:
             content_type = self._metrics.content_type.encode()
             reply.whole(200, headers.Head([(b"Content-Type", content_type)]), self._metrics.text())
         elif self._retired:
-            reply.whole(503, headers.Head([_JSON]), b'{"status":"draining"}')
+            reply.whole(503, headers.Head([headers.JSON]), b'{"status":"draining"}')
         else:
-            reply.whole(200, headers.Head([_JSON]), b'{"status":"ok"}')
-
-
-_JSON = (b"Content-Type", b"application/json")
+            reply.whole(200, headers.Head([headers.JSON]), b'{"status":"ok"}')
 
 
 def _route(request: web.BaseRequest, method: str) -> Route:
@@ -349,7 +346,7 @@ def _refuse(reply: Reply, exchange: Exchange, error: ProxyError) -> None:
         reply.close()
     wire_format = exchange.route.wire_format if exchange.route is not None else "anthropic"
     body = errors.body(error, exchange.request_id, wire_format)
-    head = headers.Head([_JSON, (b"request-id", exchange.request_id.encode()), *error.headers])
+    head = headers.Head([headers.JSON, (b"request-id", exchange.request_id.encode()), *error.headers])
     head.lines += served_by(exchange)
     reply.whole(error.status, head, body)
 

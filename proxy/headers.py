@@ -49,6 +49,8 @@ CREDENTIALS = frozenset((b"authorization", b"x-api-key", b"x-goog-api-key", b"ap
 
 VIRTUAL_KEY_PREFIX = values.VIRTUAL_KEY_PREFIX.encode()
 
+JSON = (b"Content-Type", b"application/json")
+
 _CONTROL_PREFIX = b"x-bf-"
 
 VIRTUAL_KEY = b"x-bf-vk"

@@ -49,8 +49,6 @@ SLICE_BYTES = 262144
 MAX_DECODED_BYTES = 67108864
 """A compressed result above this size is shown as it came."""
 
-_JSON = (b"Content-Type", b"application/json")
-
 _BOUNDS = {
     "jobs": "jobs_full: too many jobs wait",
     "jobs_of_owner": "jobs_full: too many jobs of yours wait",
@@ -165,7 +163,9 @@ class Jobs:
             if method == "DELETE":
                 state = await store.remove(found.id) or found.state
                 dispatch.drop(found.id)
-                head = headers.Head((_JSON, (b"request-id", exchange.request_id.encode()), *_told(found)))
+                head = headers.Head(
+                    (headers.JSON, (b"request-id", exchange.request_id.encode()), *_told(found))
+                )
                 reply.whole(200, head, jobviews.removed(found.id, state))
             elif found.ending is None:
                 _say(found, route, exchange, reply)
@@ -197,7 +197,7 @@ class Jobs:
             unpack = functools.partial(jobviews.body, whole.ending)
             plain = await asyncio.to_thread(unpack) if kept.size > LARGE_BYTES else unpack()
         if route.unified:
-            head = headers.Head((_JSON, (b"request-id", exchange.request_id.encode()), *_told(found)))
+            head = headers.Head((headers.JSON, (b"request-id", exchange.request_id.encode()), *_told(found)))
             body = await self._document(found, kept, plain, hold) if method != "HEAD" else b""
             status, reason = 200, b""
             if method != "HEAD":
@@ -237,7 +237,7 @@ class Jobs:
 
 def _say(found: Found, route: Route, exchange: Exchange, reply: Reply) -> None:
     """Answer for a job that is not over."""
-    head = headers.Head((_JSON, (b"request-id", exchange.request_id.encode()), *_told(found)))
+    head = headers.Head((headers.JSON, (b"request-id", exchange.request_id.encode()), *_told(found)))
     if route.unified:
         reply.whole(202, head, jobviews.unified(found))
     else:

@@ -25,7 +25,6 @@ import logging
 import random
 import ssl
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -36,7 +35,7 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import StreamWriter
 from yarl import URL
 
-from . import notices
+from . import errors, notices
 from .config import Config
 from .job import Delivery
 from .notices import Webhook
@@ -90,7 +89,7 @@ class Webhooks:
         self._clock = clock
         self._rng = random.Random()
         self._webhooks: Mapping[str, Webhook] = MappingProxyType({})
-        self._tls = ssl.create_default_context()
+        self._tls: ssl.SSLContext | None = None
         self._session: aiohttp.ClientSession | None = None
         self._open: set[asyncio.Task[None]] = set()
         self._open_of: Counter[str] = Counter()
@@ -109,6 +108,9 @@ class Webhooks:
     def use(self, config: Config) -> None:
         """Tell by this config from now on."""
         self._webhooks = config.webhooks
+        if config.webhooks and self._tls is None:
+            # It takes a tenth of a second, so not where nobody is told.
+            self._tls = ssl.create_default_context()
 
     def start(self) -> None:
         """Look for what is due from now on."""
@@ -261,7 +263,7 @@ class Webhooks:
     def _connecting(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=MOST_OPEN, force_close=True, ssl=self._tls),
+                connector=aiohttp.TCPConnector(limit=MOST_OPEN, force_close=True, ssl=self._tls or True),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(total=None),
                 headers={"user-agent": "verbatim-proxy"},
@@ -288,7 +290,4 @@ class _Body(aiohttp.BytesPayload):
 
 
 def _shown(failure: Exception) -> str:
-    if isinstance(failure, StoreError):
-        return str(failure)
-    # Frames only: the text of an exception may hold what a client sent.
-    return f"{type(failure).__name__}\n{''.join(traceback.format_tb(failure.__traceback__))}"
+    return str(failure) if isinstance(failure, StoreError) else errors.frames(failure)

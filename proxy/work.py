@@ -36,6 +36,12 @@ INTERRUPTED = ProxyError(
     " answered and billed it, so it is not sent again; submit it anew if you want that.",
 )
 
+NEVER_SENT = ProxyError(
+    500,
+    "job_interrupted: the workers that took this job ended again and again before they could send it. It has"
+    " not gone to the provider; submit it anew if you want that.",
+)
+
 STOPPING = ProxyError(503, "The proxy is stopping.")
 
 UNREADABLE = ProxyError(
@@ -43,8 +49,6 @@ UNREADABLE = ProxyError(
     "job_unreadable: another version of the proxy has kept this job, and this one cannot do it; submit it"
     " anew.",
 )
-
-_JSON = (b"Content-Type", b"application/json")
 
 logger = logging.getLogger(__name__)
 
@@ -136,16 +140,18 @@ class Work:
             handler.end(exchange, rules)
 
     def interrupted(self, held: Held) -> Ending:
-        """The ending of a job that a worker left behind after it had gone upstream."""
+        """The ending of a job that a worker left behind, and that is not done any more."""
         wire_format = held.operation.split("/")[1] if "/" in held.operation else "anthropic"
-        return self._ending(held.ttl, INTERRUPTED.status, *_refusal(INTERRUPTED, wire_format, held.lease.id))
+        error = _interruption(held)
+        return self._ending(held.ttl, error.status, *_refusal(error, wire_format, held.lease.id))
 
     def report(self, held: Held) -> None:
         """Log and count that it was interrupted."""
         exchange = self._handler.begin("POST", jobheads.label(held.operation))
         exchange.job = held.lease.id
-        exchange.phase, exchange.status = Phase.HEAD, INTERRUPTED.status
-        exchange.fail(INTERRUPTED)
+        error = _interruption(held)
+        exchange.phase, exchange.status = Phase.HEAD if held.begins else Phase.PLAN, error.status
+        exchange.fail(error)
         self._handler.end(exchange, self._handler.rules)
 
     async def _ask(
@@ -237,8 +243,12 @@ class Work:
         return Ending(status >= 400, status, kept.dumps(), body, packed, now, now + ttl)
 
 
+def _interruption(held: Held) -> ProxyError:
+    return INTERRUPTED if held.begins else NEVER_SENT
+
+
 def _refusal(error: ProxyError, wire_format: str, request_id: str) -> tuple[jobheads.Answer, bytes]:
-    fields = (_JSON, (b"request-id", request_id.encode()), *error.headers)
+    fields = (headers.JSON, (b"request-id", request_id.encode()), *error.headers)
     lines = headers.Head(fields).lines
     return jobheads.Answer(b"", lines, False, "", b""), errors.body(error, request_id, wire_format)
 
