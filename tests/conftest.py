@@ -19,11 +19,12 @@ import pytest
 import running
 import scripted
 import trustme
+from environments import installed, run_script
 from running import LogText, Provider, Proxy, StartProxy, StartUpstream
 from scripted import Upstream
 from secrecy import pytest_runtest_makereport
 
-__all__ = ["pytest_runtest_makereport"]
+__all__ = ["installed", "pytest_runtest_makereport", "run_script"]
 
 
 @pytest.fixture

@@ -1,23 +1,15 @@
 """The official Anthropic SDKs, and the proxy before the demo's upstream for them.
 
-Each SDK is installed with pip into a directory of its own, once, and runs in a process of its own: the majors
-cannot live in one environment. The scripts are in ``sdk/``; each prints what it saw as JSON.
+Each version runs in a process of its own (`environments`).
 """
 
 from __future__ import annotations
 
-import asyncio
-import json
-import os
-import platform
-import subprocess
-import sys
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
+from environments import RunScript
 from running import Proxy, StartProxy
 
 from proxy.demo_upstream import DemoUpstream
@@ -31,57 +23,14 @@ Run = Callable[[str, str, str], Awaitable[dict[str, Any]]]
 StartDemo = Callable[..., Awaitable[Proxy]]
 
 
-@pytest.fixture(scope="session")
-def sdk(request: pytest.FixtureRequest) -> Callable[[str], Path]:
-    """The directory that holds one version of the SDK and what it needs; installed when first asked for."""
-    assert request.config.cache is not None, "pytest's cache holds the SDKs; do not switch it off"
-    home = request.config.cache.mkdir("anthropic-sdks")
-
-    def install(version: str) -> Path:
-        place = home / f"{version}-{sys.implementation.cache_tag}-{platform.system()}-{platform.machine()}"
-        if place.exists():
-            return place
-        # Whole or not at all: a run that is interrupted, or another at the same time, leaves no half behind.
-        with tempfile.TemporaryDirectory(dir=home) as scratch:
-            command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--only-binary=:all:"]
-            target = Path(scratch) / "sdk"
-            done = subprocess.run(
-                [*command, "--disable-pip-version-check", "--target", str(target), f"anthropic=={version}"],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert done.returncode == 0, f"pip could not install anthropic {version}:\n{done.stderr}"
-            if not place.exists():
-                target.rename(place)
-        return place
-
-    return install
-
-
 @pytest.fixture
-def run(sdk: Callable[[str], Path]) -> Run:
+def run(run_script: RunScript) -> Run:
     """Runs a script under one version of the SDK against a base URL, and returns what it printed."""
 
-    async def run_script(version: str, script: str, base_url: str) -> dict[str, Any]:
-        home = await asyncio.to_thread(sdk, version)
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("ANTHROPIC_")}
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", str(Path(__file__).parent / "sdk" / f"sdk_{script}.py"), base_url, KEY),
-            env={**inherited, "PYTHONPATH": str(home), "NO_PROXY": "127.0.0.1"},
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        try:
-            out, err = await process.communicate()
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        assert process.returncode == 0, err.decode()
-        return dict(json.loads(out))
+    async def under(version: str, script: str, base_url: str) -> dict[str, Any]:
+        return dict(await run_script((f"anthropic=={version}",), f"sdk_{script}", base_url, KEY))
 
-    return run_script
+    return under
 
 
 @pytest.fixture

@@ -19,13 +19,12 @@ from sdks import (
     base_urls,
     demo_proxy,
     run,
-    sdk,
     upstream_like,
 )
 
 from proxy.demo_upstream import DemoUpstream
 
-__all__ = ["demo_proxy", "run", "sdk", "upstream_like"]
+__all__ = ["demo_proxy", "run", "upstream_like"]
 
 OF_2023_01_01 = "0.2.10"
 PINGS = {"ping_interval": 0.005, "interval": 0.03}

@@ -21,11 +21,10 @@ from sdks import (
     base_urls,
     demo_proxy,
     run,
-    sdk,
     upstream_like,
 )
 
-__all__ = ["demo_proxy", "run", "sdk", "upstream_like"]
+__all__ = ["demo_proxy", "run", "upstream_like"]
 
 ERRORS = {
     "bad_request": ("BadRequestError", 400, "invalid_request_error"),
