@@ -7,11 +7,13 @@ Pure: bytes and values in, bytes and values out. No asyncio, no clock, no I/O.
   values      addresses, URLs, names, secrets
   schema      YAML with positions              shapes     what a value of it may be
   local       the config without a file
+  formats     THE TABLE of wire formats        known      providers that need no base URLs
   errors      the one exception of the path    routes     path -> wire format
   body        the scan and the splice          grammar    JSON as patterns
-  coding      looking into compressed bodies
-  headers     which fields pass                plan       model -> targets
-  sse         boundaries, pings, error events  usage      tokens seen passing
+  form        the model of a form              coding     looking into compressed bodies
+  headers     which fields pass                inbound    the same of answers
+  plan        model -> targets                 sse        where an event ends
+  usage       tokens seen passing
   results     ``results_url`` of batches         framing    where an upstream answer ends
   grants      virtual keys, teams, customers   access     what they allow
   limits      windows and their counters       prices     what tokens cost
@@ -21,6 +23,7 @@ Pure: bytes and values in, bytes and values out. No asyncio, no clock, no I/O.
 Path: what a request walks through.
   exchange    one request's record             handle     THE PATH, read top to bottom
   rules       what a config means for it       work       a job on the path
+  models      the list of all of them          signing    AWS's signatures
   incoming    the request and its body         bodies     the cap over all held ones
   holders     virtual key -> who holds it      quota      admit, charge
   ledger      changes of counters, in batches  journal    those that are not taken yet

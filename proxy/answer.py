@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from . import headers
+from . import inbound
 from .connection import Connection
 from .errors import ProxyError, Source
 from .sending import Request, Sending, send
@@ -50,7 +50,7 @@ class Answer:
         self.status = 0
         """0 until the head is there."""
         self.reason = b""
-        self.fields = headers.Inbound(())
+        self.fields = inbound.Inbound(())
         self.head_at = 0.0
         """When the head came, by the loop's clock."""
         self.ended = False
@@ -196,7 +196,7 @@ class Answer:
             return
         if not self.status and connection.has_head:
             self.status, self.reason = connection.status, connection.reason
-            self.fields = headers.Inbound(connection.headers)
+            self.fields = inbound.Inbound(connection.headers)
             self.head_at = self._clock()
             connection.await_until(self.head_at + self._network.idle_timeout)
             self._wake()

@@ -18,18 +18,19 @@ import random
 import time
 from typing import NamedTuple
 
-from . import headers, sse
+from . import sse
 from .answer import Answer
-from .body import splice, spliced
 from .config import Config, Key
 from .connection import Origin
 from .errors import ProxyError, Source
 from .exchange import Exchange, Phase
+from .formats import Format
 from .incoming import Original
 from .keys import Cooling
 from .outcome import REFUSED_KEY, SAME_TARGET, Outcome
 from .plan import Plan, Target
-from .sending import SEND_BYTES, Request
+from .sending import Request
+from .signing import Signer
 from .tries import Tries
 from .upstream import Upstream
 
@@ -48,10 +49,11 @@ class Served(NamedTuple):
 class Runner:
     """Runs plans. One per config."""
 
-    def __init__(self, config: Config, upstream: Upstream, rng: random.Random) -> None:
+    def __init__(self, config: Config, upstream: Upstream, rng: random.Random, signer: Signer | None) -> None:
         self._config = config
         self._upstream = upstream
         self._rng = rng
+        self._signer = signer
         self.cooling = Cooling(time.monotonic)
         self._events = SAME_TARGET | REFUSED_KEY | frozenset(config.fallback_on)
         self._looks = "stream_error" in config.fallback_on
@@ -74,7 +76,8 @@ class Runner:
                     return Served(target, outcome.answer, outcome.held)
                 else:
                     outcome.drop()
-                if exchange.committed or not outcome.event or outcome.event not in self._config.fallback_on:
+                goes_on = outcome.event in self._config.fallback_on and _replayable(original, outcome)
+                if exchange.committed or not goes_on:
                     break
         except BaseException:
             if primary is not None:
@@ -101,7 +104,7 @@ class Runner:
             while True:
                 exchange.begin_attempt(target)
                 request = self._request(original, target, tries.key, exchange, fresh=tries.replayed)
-                outcome = await self._once(request, target, exchange, last=last)
+                outcome = await self._once(request, target, tries.key, original.format, exchange, last=last)
                 tries.note(outcome)
                 exchange.key = outcome.key
                 if answered is not None and outcome.answer is not None:
@@ -133,10 +136,21 @@ class Runner:
             return Outcome(target, outcome.event, error=_no_key_left(target), key=outcome.key)
         return outcome
 
-    async def _once(self, request: Request, target: Target, exchange: Exchange, *, last: bool) -> Outcome:
+    async def _once(
+        self,
+        request: Request,
+        target: Target,
+        key: Key | None,
+        form: Format,
+        exchange: Exchange,
+        *,
+        last: bool,
+    ) -> Outcome:
         """One attempt."""
         exchange.phase = exchange.phase if exchange.committed else Phase.HEAD
         try:
+            if key is not None and key.bedrock_key_config is not None and self._signer is not None:
+                request = await self._signer.sign(key, request)
             answer = await self._upstream.open(request)
         except ProxyError as error:
             # Its frames hold the request and, through it, the error itself: a cycle with a body in it.
@@ -148,14 +162,14 @@ class Runner:
         outcome = Outcome(target, status if status in self._events else "", answer)
         try:
             if not last and answer.status == 200 and self._looks and not exchange.committed:
-                await self._look(outcome)
+                await self._look(outcome, form)
         except BaseException:
             answer.abort()
             raise
         exchange.attempts.append((target.name, outcome.event or status))
         return outcome
 
-    async def _look(self, outcome: Outcome) -> None:
+    async def _look(self, outcome: Outcome, form: Format) -> None:
         """Hold the first event of a stream back, to see whether it is an error."""
         answer = outcome.answer
         if answer is None or not answer.fields.is_plain_stream:
@@ -174,33 +188,32 @@ class Runner:
             outcome.held += chunk
             event = sse.first_event(outcome.held)
             if event is not None or not chunk:
-                outcome.event = "stream_error" if event is None or sse.is_error(event) else ""
+                outcome.event = "stream_error" if event is None or form.is_error.search(event) else ""
                 return
 
     def _request(
         self, original: Original, target: Target, key: Key | None, exchange: Exchange, *, fresh: bool
     ) -> Request:
-        provider = target.provider
-        origin = self._origins[provider.name, original.wire_format]
-        body = _body(original, target.model)
-        length = original.length
-        if body is not None:
-            length = sum(map(len, body)) if isinstance(body, list) else len(body)
-        chunked = original.upload is not None and original.length is None
+        provider, form = target.provider, original.format
+        origin = self._origins[provider.name, form.name]
+        body, length = original.sent(target.model)
+        chunked = body is not None and length is None
+        own = form.own_credential(key.value.reveal()) if key is not None and key.value is not None else None
         head = original.outgoing.head(
             host=origin.host_field,
-            own=headers.credential(original.wire_format, key.value.reveal()) if key else None,
+            own=own,
             keep_credentials=key is None and target.is_default and not provider.is_key_less,
             identity=original.identity,
             length=length,
             chunked=chunked,
         )
-        line = b"%b %b%b HTTP/1.1\r\n" % (original.method.encode(), origin.path, original.path)
+        path = original.target_path(target.model)
+        line = b"%b %b%b HTTP/1.1\r\n" % (original.method.encode(), origin.path, path)
         return Request(
             origin=origin,
             method=original.method,
             head=line + head,
-            body=body if body is not None else original.upload,
+            body=body,
             chunked=chunked,
             network=provider.network_config,
             buffer_bytes=self._config.side_bytes,
@@ -218,14 +231,6 @@ def _no_key_left(target: Target) -> ProxyError:
         " whoever runs the proxy must look at them.",
         source=Source.UPSTREAM,
     )
-
-
-def _body(original: Original, model: str) -> bytes | list[memoryview] | None:
-    """What is sent of a held body; in parts where a copy would be large."""
-    body, scan = original.body, original.scan
-    if body is None or scan is None or not original.plain:
-        return body
-    return spliced(body, scan, model) if len(body) > SEND_BYTES else splice(body, scan, model)
 
 
 def _replayable(original: Original, outcome: Outcome) -> bool:

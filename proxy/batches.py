@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from aiohttp import web
 
-from . import headers, results
+from . import headers, inbound, results
 from .attempt import Served
 from .config import Config
 from .errors import ProxyError, Source
@@ -25,7 +25,7 @@ from .reply import Reply
 
 async def relay(
     served: Served,
-    head: headers.Head,
+    head: inbound.Head,
     reply: Reply,
     request: web.BaseRequest,
     config: Config,

@@ -57,6 +57,7 @@ class Scan(NamedTuple):
     """What stands in a body. A span is two byte offsets, the second one exclusive."""
 
     model: str
+    """Empty where it is named elsewhere, or nowhere."""
     model_span: tuple[int, int]
     """With its quotes."""
     fallbacks: tuple[str, ...]
@@ -64,11 +65,16 @@ class Scan(NamedTuple):
     fallbacks_cut: tuple[int, int] | None
     """The gateway's member with exactly one comma; None when there is nothing to cut."""
     stream: bool
+    is_json: bool = True
+    """Whether the model stands in the body as JSON has it, or as it is."""
 
 
-def scan(body: bytes) -> Scan:
-    """What stands in `body`; a `ProxyError` with status 400 and the byte's offset, if that is not allowed."""
-    walk = steps(body)
+def scan(body: bytes, *, named: bool = True) -> Scan:
+    """What stands in `body`; a `ProxyError` with status 400 and the byte's offset, if that is not allowed.
+
+    `named` says that it must name a model.
+    """
+    walk = steps(body, named=named)
     try:
         while True:
             next(walk)
@@ -77,10 +83,10 @@ def scan(body: bytes) -> Scan:
         return found
 
 
-def steps(body: bytes) -> Generator[None, None, Scan]:
+def steps(body: bytes, *, named: bool = True) -> Generator[None, None, Scan]:
     """`scan`, pausing after every millisecond or so, so that its caller can let others run."""
     ours = _Ours(body)
-    return ours.result((yield from _walk(body, ours)))
+    return ours.result((yield from _walk(body, ours)), named=named)
 
 
 def object_steps(body: bytes) -> Generator[None, None, bool]:
@@ -139,8 +145,9 @@ def splice(body: bytes, scan: Scan, model: str) -> bytes:
 def spliced(body: bytes, scan: Scan, model: str) -> list[memoryview]:
     """As `splice`, in parts: what stays is not copied."""
     edits = [(*scan.fallbacks_cut, b"")] if scan.fallbacks_cut else []
-    if model != scan.model:
-        edits.append((*scan.model_span, orjson.dumps(model)))
+    if model != scan.model and scan.model:
+        new = orjson.dumps(model) if scan.is_json else model.encode("utf-8", "surrogatepass")
+        edits.append((*scan.model_span, new))
     whole = memoryview(body)
     parts, kept = [], 0
     for start, end, new in sorted(edits):
@@ -252,16 +259,17 @@ class _Ours:
         """The frame of the top-level array that opens in front of `pos`."""
         return grammar.NATIVE if pos == self.native else grammar.LIST
 
-    def result(self, at: int) -> Scan:
+    def result(self, at: int, *, named: bool) -> Scan:
         """The scan of a body whose object closes at byte `at`."""
-        if not self.model:
+        if not self.model and named:
             raise grammar.bad(
                 at, "the object ends without a top-level `model`", "add it, the name of a model"
             )
         cut = self.fallbacks_cut
         if cut and cut[0] < 0:
-            # No comma in front: it is the first member, and `model` comes after it, behind another comma.
-            cut = self.keys["fallbacks"], self.body.index(b",", cut[1]) + 1
+            # No comma in front: it is the first member. Behind it is a comma, or the end.
+            comma = self.body.find(b",", cut[1], at)
+            cut = self.keys["fallbacks"], comma + 1 if comma >= 0 else cut[1]
         return Scan(self.model, self.model_span, self.fallbacks, cut, self.stream)
 
 

@@ -1,10 +1,6 @@
-"""Errors of ours: the one exception type of the path, and how it looks on the wire.
+"""Errors of ours: the one exception type of the path.
 
 Facts
-  - Anthropic's error body is ``{"type":"error","error":{"type":T,"message":M},"request_id":R}``
-    and ``R`` equals the ``request-id`` response header (platform.claude.com, API errors page).
-  - OpenAI's is ``{"error":{"message":M,"type":T,"param":null,"code":null}}`` (openai/openai-openapi,
-    schema ErrorResponse).
   - SDKs choose the exception class by status, and read ``error.type`` for mid-stream errors,
     where the status is already 200.
 
@@ -14,7 +10,8 @@ Rules
   3. A message says what is wrong and what to do about it. It never holds a secret or an
      exception's text, because exception texts hold URLs, header lines and keys.
 
-Not here: upstream's own error answers. They are relayed untouched and never become a `ProxyError`.
+Not here: how they look on the wire (`formats`); upstream's own error answers, which are relayed untouched and
+never become a `ProxyError`.
 """
 
 from __future__ import annotations
@@ -22,8 +19,6 @@ from __future__ import annotations
 import enum
 import errno
 import traceback
-
-import orjson
 
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 """What an OSError says when this machine is out of descriptors or memory: nobody else's fault."""
@@ -73,41 +68,3 @@ class ProxyError(Exception):
         self.reused = reused
         self.offset = offset
         self.headers = headers
-
-
-ANTHROPIC_TYPES = {
-    401: "authentication_error",
-    402: "billing_error",
-    403: "permission_error",
-    404: "not_found_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    503: "overloaded_error",
-    504: "timeout_error",
-}
-"""``error.type`` by status; other 4xx are ``invalid_request_error``, other 5xx ``api_error``."""
-
-
-OPENAI_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
-"""The same of OpenAI; other 4xx are ``invalid_request_error``, other 5xx ``server_error``."""
-
-
-def body(error: ProxyError, request_id: str, wire_format: str = "anthropic") -> bytes:
-    """`error` as the JSON body of an answer, or as the data of an SSE ``error`` event."""
-    message = error.message.encode("utf-8", "replace").decode()
-    own = error.status >= 500
-    if wire_format != "anthropic":
-        kind = OPENAI_TYPES.get(error.status, "server_error" if own else "invalid_request_error")
-        return orjson.dumps({"error": {"message": message, "type": kind, "param": None, "code": None}})
-    kind = ANTHROPIC_TYPES.get(error.status, "api_error" if own else "invalid_request_error")
-    details = {"type": kind, "message": message}
-    return orjson.dumps({"type": "error", "error": details, "request_id": request_id})
-
-
-def is_error_body(data: bytes) -> bool:
-    """Whether `data` is an error answer in the wire format's shape."""
-    try:
-        parsed = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        return False
-    return isinstance(parsed, dict) and parsed.get("type") == "error"

@@ -28,8 +28,9 @@ import enum
 from typing import Protocol
 
 from .errors import ProxyError, Source
+from .formats import ANTHROPIC, FORMATS, Format
 from .plan import Target
-from .routes import Route
+from .routes import Route, wire_format_of
 from .usage import Usage
 
 
@@ -99,21 +100,27 @@ class Exchange:
         """Wall-clock time of the start, seconds since the epoch."""
         self.attempts: list[tuple[str, str]] = []
         """Target and outcome of each attempt: a status, an event, or why it was skipped."""
-        self.usage = Usage()
+        self.usage = Usage(ANTHROPIC.usage)
         self.tokens: dict[str, int] = {}
         """What `usage` counted, once the exchange is over."""
+
+    @property
+    def format(self) -> Format:
+        """The wire format in which it is answered."""
+        return FORMATS[self.route.wire_format if self.route is not None else wire_format_of(self.path)]
 
     def take(self, route: Route) -> None:
         """It goes this way."""
         self.route = route
-        if route.wire_format != self.usage.wire_format:
-            self.usage = Usage(route.wire_format)
+        shape = FORMATS[route.wire_format].usage
+        if shape is not self.usage.shape:
+            self.usage = Usage(shape)
 
     def begin_attempt(self, target: Target) -> None:
         """Another attempt; what an earlier one used up is charged, and no more is heard of it."""
         self.target = target
         if self.tried:
-            self.usage = Usage(self.usage.wire_format, self.usage.on_sight)
+            self.usage = self.usage.anew()
             self.tokens, self.cost = {}, 0
         self.tried += 1
         if self.lease is not None:

@@ -35,7 +35,7 @@ from typing import Any, cast
 
 from aiohttp import web
 
-from . import batches, errors, headers, incoming, jobheads, relay, routes, sse
+from . import batches, errors, headers, inbound, incoming, jobheads, models, relay, routes
 from .attempt import Served
 from .bodies import Bodies
 from .config import Config
@@ -191,13 +191,14 @@ class Handler:
 
     async def _serve(self, request: web.BaseRequest, rules: Rules, exchange: Exchange, reply: Reply) -> None:
         config = rules.config
-        incoming.check(request)
+        target, keys = routes.without_keys(request.raw_path.encode("utf-8", "surrogateescape"))
+        incoming.check(request, target)
         exchange.phase = Phase.PLAN
-        route = exchange.route = _route(request, request.method)
+        route = exchange.route = _route(request, request.method, target)
         if route.kind in (Kind.PROBE, Kind.HEALTH, Kind.METRICS):
             self._answer(route, reply)
             return
-        outgoing = headers.Outgoing(request.raw_headers)
+        outgoing = headers.Outgoing(request.raw_headers, keys)
         if route.kind is Kind.API:
             await self._manage(request, config, outgoing, exchange, reply)
             return
@@ -208,7 +209,7 @@ class Handler:
         if outgoing.job_fields or route.unified:
             if headers.JOB_ID in outgoing.job_fields and route.kind is Kind.OPEN:
                 # Whatever the method, it is the route that the job was made on.
-                route = exchange.route = _route(request, "POST")
+                route = exchange.route = _route(request, "POST", target)
             asked = jobheads.read(route, outgoing)
             if asked is not None and asked.id:
                 exchange.phase = Phase.READ
@@ -225,6 +226,12 @@ class Handler:
                     self._results.let_go(exchange)
                 return
         exchange.take(route)
+        if route.kind is Kind.MODELS:
+            hold = functools.partial(self.bodies.hold, exchange)
+            body = await models.listed(rules, holder, outgoing, exchange, hold)
+            request_id = exchange.format.request_id, exchange.request_id.encode()
+            reply.whole(200, inbound.Head((headers.JSON, request_id)), body)
+            return
 
         exchange.phase = Phase.READ
         original = await self.intake.read(request, route, outgoing, exchange, config)
@@ -238,7 +245,7 @@ class Handler:
             return
 
         running = rules.runner.run(original, chosen, exchange)
-        if exchange.stream and config.early_stream_after:
+        if exchange.stream and route.events and config.early_stream_after:
             running = self._early(running, original, config.early_stream_after, exchange, reply)
         served = await running
         del original, chosen, running  # A body may be megabytes, and a stream may last for minutes.
@@ -264,7 +271,7 @@ class Handler:
         try:
             await asyncio.wait([task], timeout=seconds)
             if not task.done():
-                reply.stream(sse.PINGS[original.wire_format])
+                reply.stream(original.format.ping)
                 await relay.commit_early(task, reply, exchange)
             return await task
         except BaseException:
@@ -293,7 +300,7 @@ class Handler:
         has_batch = route.kind is Kind.BATCH and answer.status == 200 and request.method != "HEAD"
         rewritten = has_batch and bool(served.target.provider.keys)
         if stream and not rewritten:
-            reply.stream(sse.PINGS[route.wire_format])
+            reply.stream(exchange.format.ping)
         sized = not stream and not rewritten and answer.status != 204
         head = answer.fields.head(stream=stream, sized=sized)
         head.lines += served_by(exchange)
@@ -316,21 +323,20 @@ class Handler:
             raise routes.nothing()
         body = functools.partial(self.intake.held, request, exchange, config, MAX_API_BYTES)
         answer = await self._api.answer(request.method, request.raw_path, request.raw_headers, outgoing, body)
-        reply.whole(answer.status, headers.Head((headers.JSON, *answer.fields)), answer.body)
+        reply.whole(answer.status, inbound.Head((headers.JSON, *answer.fields)), answer.body)
 
     def _answer(self, route: Route, reply: Reply) -> None:
         """The proxy's own routes without a body."""
         if route.kind is Kind.METRICS:
             content_type = self._metrics.content_type.encode()
-            reply.whole(200, headers.Head([(b"Content-Type", content_type)]), self._metrics.text())
+            reply.whole(200, inbound.Head([(b"Content-Type", content_type)]), self._metrics.text())
         elif self._retired:
-            reply.whole(503, headers.Head([headers.JSON]), b'{"status":"draining"}')
+            reply.whole(503, inbound.Head([headers.JSON]), b'{"status":"draining"}')
         else:
-            reply.whole(200, headers.Head([headers.JSON]), b'{"status":"ok"}')
+            reply.whole(200, inbound.Head([headers.JSON]), b'{"status":"ok"}')
 
 
-def _route(request: web.BaseRequest, method: str) -> Route:
-    target = request.raw_path.encode("utf-8", "surrogateescape")
+def _route(request: web.BaseRequest, method: str, target: bytes) -> Route:
     return routes.match(method, target, anthropic_version="anthropic-version" in request.headers)
 
 
@@ -344,11 +350,11 @@ def _refuse(reply: Reply, exchange: Exchange, error: ProxyError) -> None:
     if exchange.route is None:
         # What could not be routed may not be framed as we think: CONNECT has no body, whatever it says.
         reply.close()
-    wire_format = exchange.route.wire_format if exchange.route is not None else "anthropic"
-    body = errors.body(error, exchange.request_id, wire_format)
-    head = headers.Head([headers.JSON, (b"request-id", exchange.request_id.encode()), *error.headers])
+    form = exchange.format
+    fields = (headers.JSON, (form.request_id, exchange.request_id.encode()), *form.error_fields(error))
+    head = inbound.Head((*fields, *error.headers))
     head.lines += served_by(exchange)
-    reply.whole(error.status, head, body)
+    reply.whole(error.status, head, form.body(error, exchange.request_id))
 
 
 def _stop(reply: Reply, exchange: Exchange, error: ProxyError) -> None:
@@ -368,7 +374,7 @@ def served_by(exchange: Exchange) -> tuple[bytes, ...]:
     """The field lines that say who answered."""
     target = exchange.target
     if target is None:
-        return headers.served_by("", exchange.model, "", "", exchange.attempts)
-    return headers.served_by(
+        return inbound.served_by("", exchange.model, "", "", exchange.attempts)
+    return inbound.served_by(
         target.provider.name, exchange.model, target.model, str(target.index), exchange.attempts
     )

@@ -1,4 +1,4 @@
-"""Which header fields pass, which stay, which are ours.
+"""Which header fields of a request pass, which stay, which are ours; and the names of all that matter.
 
 Facts
   - Hop-by-hop fields are those of RFC 9110 section 7.6.1, and every field that ``Connection`` names.
@@ -6,14 +6,14 @@ Facts
     sides refuse CR, LF and NUL, so what arrives here can be written out as it is.
   - CGI and its kin read ``_`` in a name as ``-`` (RFC 3875 section 4.1.18), so ``x_api_key`` may be a
     credential to a provider.
-  - nginx acts on ``X-Accel-*`` fields of its upstream, redirects to internal locations included.
 
 Rules
   1. Strip first, set after. A client's ``Connection: x-api-key`` cannot remove our key.
   2. Hop-by-hop names, credential names and our own names stand here and nowhere else.
   3. What is not named here passes: order, case, repeats, unknown names, any bytes.
 
-Not here: the length and the chunking of a body. Those who write a body frame it.
+Not here: the fields of answers (`inbound`); the length and the chunking of a body: who writes it frames it;
+which credential a provider expects (`formats`).
 """
 
 from __future__ import annotations
@@ -57,27 +57,28 @@ VIRTUAL_KEY = b"x-bf-vk"
 
 KEY_NAME = b"x-bf-api-key"
 
+FALLBACKS = b"x-bf-fallbacks"
+
+PROVIDER = b"x-model-provider"
+
 JOB_PREFIX = b"x-bf-async"
 """What the names of the fields begin with that are about jobs."""
 
 _WRITTEN_BY_US = frozenset((b"host", b"content-length", b"expect"))
 
-_SERVED_BY = (
-    b"x-bifrost-provider",
-    b"x-bifrost-resolved-model",
-    b"x-bifrost-original-model",
-    b"x-bifrost-fallback-index",
-    b"x-bifrost-attempts",
-)
+_OF_A_SIGNATURE = frozenset((b"x-amz-date", b"x-amz-security-token", b"x-amz-content-sha256"))
+"""They belong to a client's signature (AWS Signature Version 4), which no proxy can hand on."""
+
+_NOT_FORWARDED = HOP_BY_HOP | _WRITTEN_BY_US | _OF_A_SIGNATURE
+
+_SIGNATURE = re.compile(rb"(?i)\s*AWS4-")
 
 JOB_STATUS = b"x-bf-async-status"
 
 JOB_ID = b"x-bf-async-id"
 
-MAX_NAME = 200
-"""Characters of a model's name that stand in a field of ours."""
-
-_VISIBLE = re.compile(r"[!-$&-+\--~]*")
+_SHORT = 200
+"""A longer value of ``Connection`` is not remembered."""
 
 _BEARER = re.compile(rb"(?i)\A\s*bearer\s")
 
@@ -91,37 +92,32 @@ _MEMO_LINES = 256
 """Other things that are remembered: the last of each, and short ones only."""
 
 
-_PASSES, _ENCODING, _CREDENTIAL, _STAYS, _CONNECTION, _VIRTUAL_KEY, _KEY_NAME, _JOB = range(8)
-"""What happens to a request's field because of its name. Numbers: they are compared once per field."""
+PASSES, STAYS, CONNECTION = range(3)
+"""What happens to a field because of its name. Numbers: they are compared once per field."""
 
-_LENGTH, _DATE, _CONTENT_TYPE, _REQUEST_ID = range(8, 12)
-"""The same for an answer's field, which may also pass, stay, or be a ``Connection``."""
+_ENCODING, _CREDENTIAL, _VIRTUAL_KEY, _KEY_NAME, _JOB, _FALLBACKS, _PROVIDER = range(3, 10)
+"""The same for a request's field only."""
 
 _TO_UPSTREAM = {
     (credentials, encoding): frozenset(
-        (_PASSES, *[_CREDENTIAL] * credentials, *[_ENCODING] * encoding),
+        (PASSES, *[_CREDENTIAL] * credentials, *[_ENCODING] * encoding),
     )
     for credentials in (False, True)
     for encoding in (False, True)
 }
 """By whether the client's credentials and its ``Accept-Encoding`` pass: the fates that go upstream."""
 
-_LOOKED_AT = frozenset((_CREDENTIAL, _CONNECTION, _VIRTUAL_KEY, _KEY_NAME, _JOB))
+_ASKED = {KEY_NAME: _KEY_NAME, FALLBACKS: _FALLBACKS, PROVIDER: _PROVIDER}
 
-_OF_A_JOB = frozenset((_PASSES, _ENCODING, _KEY_NAME))
+_LOOKED_AT = frozenset(
+    (_CREDENTIAL, CONNECTION, _VIRTUAL_KEY, _KEY_NAME, _JOB, _FALLBACKS, _PROVIDER),
+)
 
-_TO_CLIENT = frozenset((_PASSES, _LENGTH, _DATE, _CONTENT_TYPE, _REQUEST_ID))
+_OF_A_JOB = frozenset((PASSES, _ENCODING, _KEY_NAME, _FALLBACKS))
 
-_SAID = {
-    b"content-length": _LENGTH,
-    b"date": _DATE,
-    b"content-type": _CONTENT_TYPE,
-    b"request-id": _REQUEST_ID,
-}
+NAME = operator.itemgetter(0)
 
-_NAME = operator.itemgetter(0)
-
-_LINE = b": ".join
+LINE = b": ".join
 """A field as a line."""
 
 
@@ -130,32 +126,20 @@ def _out(key: bytes) -> int:
     """The fate of a request's field."""
     name = key.lower().replace(b"_", b"-")
     if name == b"connection":
-        return _CONNECTION
+        return CONNECTION
     if name == VIRTUAL_KEY:
         return _VIRTUAL_KEY
-    if name == KEY_NAME:
-        return _KEY_NAME
+    if name in _ASKED:
+        return _ASKED[name]
     if name.startswith(JOB_PREFIX):
         return _JOB
     if name in CREDENTIALS:
         return _CREDENTIAL
     if name == b"accept-encoding":
         return _ENCODING
-    if name in HOP_BY_HOP or name in _WRITTEN_BY_US or name.startswith(_CONTROL_PREFIX):
-        return _STAYS
-    return _PASSES
-
-
-@functools.lru_cache(_MEMO)
-def _in(key: bytes) -> int:
-    """The fate of an answer's field."""
-    name = key.lower()
-    if name == b"connection":
-        return _CONNECTION
-    ours = name.startswith(b"x-accel-") or name.replace(b"_", b"-").startswith(JOB_PREFIX)
-    if name in HOP_BY_HOP or name in _SERVED_BY or ours:
-        return _STAYS
-    return _SAID.get(name, _PASSES)
+    if name in _NOT_FORWARDED or name.startswith(_CONTROL_PREFIX):
+        return STAYS
+    return PASSES
 
 
 def get(fields: Fields, name: bytes) -> bytes | None:
@@ -167,29 +151,20 @@ def get(fields: Fields, name: bytes) -> bytes | None:
     return None
 
 
-def credential(wire_format: str, key: str) -> tuple[bytes, bytes]:
-    """The field in which a provider expects its own key.
-
-    An Anthropic OAuth token goes as a bearer, everything else as ``x-api-key``
-    (platform.claude.com, authentication page).
-    """
-    value = key.encode("latin-1")
-    if wire_format == "anthropic" and not key.startswith("sk-ant-oat"):
-        return b"x-api-key", value
-    return b"Authorization", b"Bearer " + value
-
-
 class Outgoing:
     """A request's fields, sorted once; each attempt writes its head from them."""
 
     __slots__ = (
         *("_fates", "_fields", "_named"),
-        *("has_credential", "job_fields", "key_name", "virtual_keys"),
+        *("fallbacks", "has_credential", "is_signed", "job_fields", "key_name", "provider", "virtual_keys"),
     )
 
-    def __init__(self, fields: Fields) -> None:
+    def __init__(self, fields: Fields, keys: Sequence[bytes] = ()) -> None:
+        """`keys` are credentials that did not stand in a field; they are made fields."""
+        if keys:
+            fields = (*fields, *((b"x-goog-api-key", key) for key in keys))
         self._fields = fields
-        self._fates = fates = list(map(_out, map(_NAME, fields)))
+        self._fates = fates = list(map(_out, map(NAME, fields)))
         self._named: frozenset[bytes] = frozenset()
         self.virtual_keys: frozenset[bytes] = frozenset()
         """The virtual keys that the request carries, wherever clients put one; one key twice is one."""
@@ -197,14 +172,28 @@ class Outgoing:
         """Whether it carries a credential that is no virtual key."""
         self.key_name: bytes | None = None
         """The name of the provider key that the request asks for."""
+        self.fallbacks: tuple[bytes, ...] = ()
+        """The targets that it asks for besides those of its body."""
+        self.provider: bytes | None = None
+        """The provider that a request asks for which names no model."""
+        self.is_signed = False
+        """Whether it was signed by the client: that is a credential for nobody else."""
         self.job_fields: dict[bytes, bytes] = {}
         """The fields that are about jobs, by lower-case name; the values of a repeated one as one list."""
         for place in compress(range(len(fates)), map(_LOOKED_AT.__contains__, fates)):
             fate, value = fates[place], fields[place][1]
-            if fate == _CONNECTION:
-                self._named |= _hop_by_hop(value)
+            if fate == CONNECTION:
+                self._named |= hop_by_hop(value)
             elif fate == _KEY_NAME:
                 self.key_name = value
+            elif fate == _FALLBACKS:
+                names = (name.strip() for name in value.split(b","))
+                self.fallbacks += tuple(name for name in names if name)
+            elif fate == _PROVIDER:
+                self.provider = value
+            elif fate == _CREDENTIAL and _SIGNATURE.match(value):
+                self.is_signed = True
+                fates[place] = STAYS
             elif fate == _JOB:
                 name = fields[place][0].lower().replace(b"_", b"-")
                 before = self.job_fields.get(name)
@@ -213,9 +202,17 @@ class Outgoing:
                 plain = value if fate == _VIRTUAL_KEY else plain
                 before, prefix, rest = plain.partition(VIRTUAL_KEY_PREFIX)
                 self.virtual_keys |= {(prefix + rest or before).strip(b" \t\"':")}
-                fates[place] = _STAYS
+                fates[place] = STAYS
             else:
                 self.has_credential = True
+
+    def get(self, name: bytes) -> bytes | None:
+        """The value of the first field with this lower-case name."""
+        return get(self._fields, name)
+
+    def credentials(self) -> list[tuple[bytes, bytes]]:
+        """The fields with the client's own credentials."""
+        return list(compress(self._fields, map(_CREDENTIAL.__eq__, self._fates)))
 
     def kept(self, *, credentials: bool) -> list[tuple[bytes, bytes]]:
         """The fields without which a job cannot be done, the client's `credentials` among them or not."""
@@ -252,14 +249,14 @@ class Outgoing:
         is the body's length in bytes, None when there is no body or it is chunked.
         """
         going = _TO_UPSTREAM[keep_credentials, not identity]
-        lines: Iterable[bytes] = map(_LINE, compress(self._fields, map(going.__contains__, self._fates)))
+        lines: Iterable[bytes] = map(LINE, compress(self._fields, map(going.__contains__, self._fates)))
         if self._named:
-            lines = _without(self._named, lines)
+            lines = without(self._named, lines)
         out = [b"Host: " + host, *lines]
         if identity:
             out.append(b"Accept-Encoding: identity")
         if own is not None:
-            out.append(_LINE(own))
+            out.append(LINE(own))
         if chunked:
             out.append(b"Transfer-Encoding: chunked")
         elif length is not None:
@@ -272,109 +269,6 @@ class Outgoing:
         return b"\r\n".join(line for line in out if VIRTUAL_KEY_PREFIX not in line)
 
 
-class Head:
-    """The field lines of a reply, and what was found out about them on the way."""
-
-    __slots__ = ("has_date", "has_length", "lines")
-
-    def __init__(self, fields: Fields = ()) -> None:
-        """`fields` are our own, neither length nor date; those of an answer come through `Inbound`."""
-        self.lines = list(map(_LINE, fields))
-        self.has_length = False
-        self.has_date = False
-
-    def set_length(self, length: int) -> None:
-        """Say the length of a body of ours, in bytes."""
-        self.lines.append(b"Content-Length: %d" % length)
-        self.has_length = True
-
-
-class Inbound:
-    """The fields of an upstream answer, sorted once."""
-
-    __slots__ = ("_fates", "_fields")
-
-    def __init__(self, fields: Fields) -> None:
-        self._fields = fields
-        self._fates = tuple(map(_in, map(_NAME, fields)))
-
-    def get(self, name: bytes) -> bytes | None:
-        """The value of the first field with this lower-case name."""
-        return get(self._fields, name)
-
-    @property
-    def request_id(self) -> bytes:
-        return self._said(_REQUEST_ID)
-
-    @property
-    def is_plain_stream(self) -> bool:
-        """Whether the answer is server-sent events whose boundaries are visible: not compressed."""
-        content_type = self._said(_CONTENT_TYPE)
-        if content_type.partition(b";")[0].strip().lower() != b"text/event-stream":
-            return False
-        return not self.codings
-
-    @property
-    def codings(self) -> str:
-        """The content codings of the body; empty when there is none."""
-        values = [value for name, value in self._fields if name.lower() == b"content-encoding"]
-        if all(value.strip().lower() == b"identity" for value in values):
-            return ""
-        return b", ".join(values).decode("latin-1")
-
-    def head(self, *, stream: bool, sized: bool = True) -> Head:
-        """The fields that go downstream; for a `stream` nginx is told not to buffer.
-
-        Without upstream's length where the body is not `sized`: pings are no part of it, and 204 has none.
-        """
-        fates = self._fates
-        going = _TO_CLIENT if sized else _TO_CLIENT - {_LENGTH}
-        head = Head(tuple(compress(self._fields, map(going.__contains__, fates))))
-        head.has_length = sized and _LENGTH in fates
-        head.has_date = _DATE in fates
-        if _CONNECTION in fates:
-            pairs = zip(self._fields, fates, strict=True)
-            named = frozenset[bytes]().union(
-                *(_hop_by_hop(value) for (_, value), fate in pairs if fate == _CONNECTION)
-            )
-            if named:
-                head.lines = list(_without(named, head.lines))
-                head.has_length = head.has_length and b"content-length" not in named
-                head.has_date = head.has_date and b"date" not in named
-        if stream:
-            head.lines.append(b"X-Accel-Buffering: no")
-        return head
-
-    def _said(self, fate: int) -> bytes:
-        fates = self._fates
-        return self._fields[fates.index(fate)][1] if fate in fates else b""
-
-
-def served_by(
-    provider: str, original: str, resolved: str, index: str, attempts: Sequence[tuple[str, str]]
-) -> tuple[bytes, ...]:
-    """The field lines that say who answered, under Bifrost's names; empty values are left out."""
-    tried = tuple((name[:MAX_NAME], outcome) for name, outcome in attempts)
-    return _served_by(provider, original[:MAX_NAME], resolved[:MAX_NAME], index, tried)
-
-
-@functools.lru_cache(_MEMO_LINES)
-def _served_by(
-    provider: str, original: str, resolved: str, index: str, attempts: tuple[tuple[str, str], ...]
-) -> tuple[bytes, ...]:
-    tried = b",".join(_escaped(name) + b":" + outcome.encode() for name, outcome in attempts)
-    values = (_escaped(provider), _escaped(resolved), _escaped(original), index.encode(), tried)
-    return tuple(name + b": " + value for name, value in zip(_SERVED_BY, values, strict=True) if value)
-
-
-def _escaped(value: str) -> bytes:
-    """Client text as a field value: what is not visible ASCII, or separates attempts, as ``%XX``."""
-    if _VISIBLE.fullmatch(value):
-        return value.encode("ascii")
-    raw = value.encode("utf-8", "surrogatepass")
-    return b"".join(bytes((byte,)) if _VISIBLE.fullmatch(chr(byte)) else b"%%%02X" % byte for byte in raw)
-
-
 def _unpacked(value: bytes) -> bytes:
     """A credential as it is; one of the Basic scheme decoded (RFC 7617 section 2)."""
     if value[:6].lower() != b"basic ":
@@ -385,9 +279,9 @@ def _unpacked(value: bytes) -> bytes:
         return value
 
 
-def _hop_by_hop(value: bytes) -> frozenset[bytes]:
+def hop_by_hop(value: bytes) -> frozenset[bytes]:
     """Lower-case names that a ``Connection`` field declares hop-by-hop, beyond those that always are."""
-    return _nominated(value) if len(value) <= MAX_NAME else _nominated.__wrapped__(value)
+    return _nominated(value) if len(value) <= _SHORT else _nominated.__wrapped__(value)
 
 
 @functools.lru_cache(_MEMO_LINES)
@@ -395,6 +289,6 @@ def _nominated(value: bytes) -> frozenset[bytes]:
     return frozenset(name.strip().lower() for name in value.split(b",")) - _NEVER_NEWS
 
 
-def _without(names: frozenset[bytes], lines: Iterable[bytes]) -> Iterator[bytes]:
+def without(names: frozenset[bytes], lines: Iterable[bytes]) -> Iterator[bytes]:
     """The field lines that do not have one of these lower-case names."""
     return (line for line in lines if line.partition(b":")[0].lower() not in names)

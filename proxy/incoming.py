@@ -19,22 +19,27 @@ Not here: what the body says (`body`, `scanner`), who may send it (`keys`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from urllib.parse import unquote
+from urllib.parse import quote, unquote_to_bytes
 
 from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from . import coding, headers
 from .bodies import Bodies
-from .body import Scan
+from .body import Scan, spliced
 from .config import Config
 from .errors import ProxyError, Source
 from .exchange import Exchange, Phase
+from .form import Search
+from .formats import FORMATS, Place
+from .headers import VIRTUAL_KEY_PREFIX, get
 from .routes import Kind, Route
 from .scanner import Scanner
+from .sending import SEND_BYTES, Body
 
 LARGE_BYTES = 1048576
 """A body above this size is put together in a thread."""
@@ -46,10 +51,12 @@ HELD_SHARE = 1 / 64
 """A body that is held must come by this share of what has come, if that is more: it takes others' room."""
 
 
+_SLASH = re.compile(rb"/|%2[fF]")
+
+_FORM = re.compile(r"(?i)multipart/")
+
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 """RFC 9110 section 7.2, and no name that is not one of DNS or an address."""
-
-_VIRTUAL_KEY = headers.VIRTUAL_KEY_PREFIX.decode()
 
 _MOST_DIGITS = 19
 """A length with more digits is more than any reader's integers hold."""
@@ -59,43 +66,105 @@ class Original:
     """The request as it came. At most one of `body` and `upload` is set."""
 
     __slots__ = (
-        "about_to_send",
-        "body",
-        "identity",
-        "length",
-        "method",
-        "outgoing",
-        "path",
-        "plain",
-        "scan",
-        "upload",
-        "wire_format",
+        *("about_to_send", "body", "fallbacks", "format", "held", "identity", "length", "method", "model"),
+        *("outgoing", "path", "place", "plain", "scan", "span", "upload"),
     )
 
     def __init__(self, method: str, route: Route, outgoing: headers.Outgoing) -> None:
         self.method = method
-        self.wire_format = route.wire_format
+        self.format = FORMATS[route.wire_format]
         self.path = route.path
+        self.span = route.span
+        """Where in `path` a model is named, if it is."""
+        self.place = route.place
         self.outgoing = outgoing
-        self.identity = route.kind is Kind.BATCH
+        self.model = route.model
+        """The model that is asked for; empty when none is named."""
+        self.fallbacks: tuple[str, ...] = ()
+        self.identity = route.kind is Kind.BATCH or route.stream
         """Whether the answer must come uncompressed."""
         self.length: int | None = None
         """The declared length of the body, in bytes."""
         self.body: bytes | None = None
         self.scan: Scan | None = None
-        """What was found in `body`; see `plain`."""
+        """What was found in `body`, or in `held`; see `plain`."""
         self.plain = True
         """Whether `body` can be rewritten: it has no content coding."""
+        self.held = b""
+        """The beginning of a form whose rest is `upload`."""
         self.upload: AsyncGenerator[bytes, None] | None = None
         self.about_to_send: Callable[[], Awaitable[None]] | None = None
         """Awaited before it is written to an upstream connection."""
 
+    def target_path(self, model: str) -> bytes:
+        """The path for a target with this model; percent-encoding stays where the name stays."""
+        begin, end = self.span
+        if not end or not model or model == self.model:
+            return self.path
+        rest = _SLASH.split(self.path[begin:end], maxsplit=1)[-1]
+        if unquote_to_bytes(rest) != model.encode("utf-8", "surrogatepass"):
+            rest = quote(model, safe=self.format.safe, errors="surrogatepass").encode()
+        return self.path[:begin] + rest + self.path[end:]
 
-def check(request: web.BaseRequest) -> None:
-    """Refuse what is not a plain HTTP/1.1 or 1.0 request. Raises `ProxyError` 400, 417, 501, 505."""
+    def rewritten(self, model: str) -> bool:
+        """Whether a target with this model gets another body than the one that came."""
+        scan = self.scan
+        return scan is not None and (bool(scan.fallbacks_cut) or self._named(scan, model) != scan.model)
+
+    def sent(self, model: str) -> tuple[Body, int | None]:
+        """What a target with this model gets, and its length in bytes; None: chunked, or no body.
+
+        In parts where a copy would be large.
+        """
+        body, scan = self.body, self.scan
+        if body is not None:
+            if scan is None or not self.plain:
+                return body, len(body)
+            parts = spliced(body, scan, self._named(scan, model))
+            if len(parts) > 1 and len(body) <= SEND_BYTES:
+                body = b"".join(parts)
+            return (body, len(body)) if len(body) <= SEND_BYTES else (parts, sum(map(len, parts)))
+        upload = self.upload
+        if upload is None or scan is None:
+            return upload, self.length
+        begun = b"".join(spliced(self.held, scan, self._named(scan, model)))
+        length = None if self.length is None else self.length + len(begun) - len(self.held)
+        return _after(begun, upload), length
+
+    def _named(self, scan: Scan, model: str) -> str:
+        """What the body must name, if it names anything, for a target with this model."""
+        if self.place is not Place.PATH:
+            return model
+        again = self.format.body_model
+        if again is None or model == self.model or scan.model != again + self.model:
+            return scan.model
+        return again + model
+
+
+async def _looked_at(arrival: _Arrival, search: Search) -> AsyncGenerator[bytes, None]:
+    """The rest of a form; one that names a second model never comes to its end."""
+    async with contextlib.aclosing(arrival.rest()) as rest:
+        async for part in rest:
+            search.feed(part)
+            yield part
+    search.end()
+
+
+async def _after(begun: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    async with contextlib.aclosing(rest):
+        yield begun
+        async for part in rest:
+            yield part
+
+
+def check(request: web.BaseRequest, target: bytes) -> None:
+    """Refuse what is not a plain HTTP/1.1 or 1.0 request. Raises `ProxyError` 400, 417, 501, 505.
+
+    `target` is the request's, without the credentials that may stand in it.
+    """
     fields = request.headers
-    target = request.raw_path.lower()
-    if _VIRTUAL_KEY in target or ("%" in target and _VIRTUAL_KEY in unquote(target)):
+    lower = target.lower()
+    if VIRTUAL_KEY_PREFIX in lower or (b"%" in lower and VIRTUAL_KEY_PREFIX in unquote_to_bytes(lower)):
         # It would go upstream, and into the logs of whoever stands in front of us.
         raise _bad(400, "A virtual key belongs in a header field, not in the request target.")
     if request.version not in ((1, 0), (1, 1)):
@@ -142,12 +211,19 @@ class Intake:
         original = Original(request.method, route, outgoing)
         original.identity = original.identity or "text/event-stream" in request.headers.get(hdrs.ACCEPT, "")
         original.length = _length(request)
-        if route.kind is Kind.MODEL:
+        exchange.stream = route.stream
+        codings = ""
+        if hdrs.CONTENT_ENCODING in request.headers:
+            codings = ", ".join(request.headers.getall(hdrs.CONTENT_ENCODING))
+        if route.kind is Kind.MODEL and route.place is Place.FORM and _FORM.match(request.content_type):
+            if not _is_plain(codings):
+                raise _bad(415, "A compressed form cannot be looked into; send it uncompressed.")
+            await self._search(request, original, exchange, config)
+        elif route.kind is Kind.MODEL:
             body = await self.held(request, exchange, config, config.max_body_bytes)
-            codings = ""
-            if hdrs.CONTENT_ENCODING in request.headers:
-                codings = ", ".join(request.headers.getall(hdrs.CONTENT_ENCODING))
             await self.scan(original, body, codings, exchange, config)
+        elif route.kind is Kind.HELD:
+            original.body = await self.held(request, exchange, config, config.max_body_bytes)
         elif request.body_exists:
             original.upload = _upload(request, exchange, config)
         return original
@@ -158,18 +234,67 @@ class Intake:
         """Take `body`, which is held, as the one of `original`. Raises `ProxyError` 400, 413, 415, 503."""
         exchange.phase = Phase.PLAN
         original.body = plain = body
-        original.plain = not codings or codings.strip().lower() in ("identity", "")
+        if original.place is Place.PATH and not _is_json(original.outgoing):
+            # The model's own business: its path says all that matters here.
+            self._asked(original, None, exchange)
+            return
+        original.plain = _is_plain(codings)
         if not original.plain:
             plain = await self._scanner.decode(coding.decoded, body, codings, config.max_body_bytes)
             # Small bodies can become large ones, and then wait for the scanner in numbers.
             self._bodies.hold(exchange, len(plain))
         try:
-            original.scan = scanned = await self._scanner.scan(plain)
+            scanned = await self._scanner.scan(plain, named=original.place is Place.BODY)
         finally:
             if not original.plain:
                 self._bodies.let_go(exchange, len(plain))
-        exchange.model, exchange.stream = scanned.model, scanned.stream
-        original.identity = original.identity or scanned.stream
+        self._asked(original, scanned, exchange)
+
+    def _asked(self, original: Original, scanned: Scan | None, exchange: Exchange) -> None:
+        """Take note of what `original` asks for."""
+        asked = original.outgoing.fallbacks
+        try:
+            original.fallbacks = tuple(name.decode() for name in asked)
+        except UnicodeDecodeError:
+            raise _bad(400, "x-bf-fallbacks is not UTF-8.") from None
+        if scanned is not None:
+            original.scan = scanned
+            original.fallbacks = scanned.fallbacks + original.fallbacks
+            if original.place is not Place.PATH:
+                original.model = scanned.model
+            exchange.stream = exchange.stream or scanned.stream
+        exchange.model = original.model
+        original.identity = original.identity or exchange.stream
+
+    async def _search(
+        self, request: web.BaseRequest, original: Original, exchange: Exchange, config: Config
+    ) -> None:
+        """Hold a form until its model is known. Raises `ProxyError` 400, 408, 413, 503."""
+        search = Search(get(request.raw_headers, b"content-type") or b"")
+        limit = config.max_body_bytes
+        await _continue(request)
+        parts = []
+        arrival = _Arrival(request, exchange, config, share=HELD_SHARE)
+        ended = False
+        while not ended and search.span is None:
+            part = await arrival.part()
+            if exchange.bytes_in > limit:
+                raise _bad(413, f"The form does not name its model within {limit} bytes; send `model` first.")
+            self._bodies.hold(exchange, len(part))
+            parts.append(part)
+            ended = not part
+            search.end() if ended else search.feed(part)
+        exchange.phase = Phase.PLAN
+        held = (
+            await asyncio.to_thread(b"".join, parts) if exchange.bytes_in > LARGE_BYTES else b"".join(parts)
+        )
+        if ended:
+            original.body = held
+        else:
+            original.held, original.upload = held, _looked_at(arrival, search)
+        span = search.span
+        scanned = Scan(search.model, span or (0, 0), (), None, search.stream, is_json=False)
+        self._asked(original, scanned, exchange)
 
     async def skip(self, request: web.BaseRequest, exchange: Exchange, config: Config) -> None:
         """Read the body to its end and keep nothing of it. Raises `ProxyError` 400, 408, 413."""
@@ -212,8 +337,7 @@ async def _upload(
     request: web.BaseRequest, exchange: Exchange, config: Config
 ) -> AsyncGenerator[bytes, None]:
     await _continue(request)
-    arrival = _Arrival(request, exchange, config)
-    while part := await arrival.part():
+    async for part in _Arrival(request, exchange, config).rest():
         yield part
 
 
@@ -231,6 +355,11 @@ class _Arrival:
         self._came = 0
         self._step = float(STEP_BYTES)
         self._share = share
+
+    async def rest(self) -> AsyncGenerator[bytes, None]:
+        """The parts that have not come yet."""
+        while part := await self.part():
+            yield part
 
     async def part(self) -> bytes:
         """The next bytes of the body, ``b""`` after the last."""
@@ -258,6 +387,16 @@ class _Arrival:
             self._came, self._left = 0, self._patience
             self._step = max(STEP_BYTES, self._share * self._exchange.bytes_in)
         return part
+
+
+def _is_plain(codings: str) -> bool:
+    return codings.strip().lower() in ("identity", "")
+
+
+def _is_json(outgoing: headers.Outgoing) -> bool:
+    """Whether the body may be JSON, as far as its type tells."""
+    declared = outgoing.get(b"content-type")
+    return declared is None or b"json" in declared.lower()
 
 
 def _length(request: web.BaseRequest) -> int | None:

@@ -20,6 +20,7 @@ import orjson
 
 from . import headers
 from .errors import ProxyError, Source
+from .formats import Place
 from .routes import Kind, Route
 
 _SUBMIT = headers.JOB_PREFIX
@@ -66,6 +67,8 @@ class Request(NamedTuple):
                 "prefix": route.prefix.decode("latin-1"),
                 "path": route.path.decode("latin-1"),
                 "operation": route.operation,
+                "place": route.place.value if route.place is not None else Place.BODY.value,
+                "span": list(route.span),
                 "fields": [[name.decode("latin-1"), value.decode("latin-1")] for name, value in self.fields],
                 "holder": self.holder,
                 "identity": self.identity,
@@ -77,6 +80,8 @@ class Request(NamedTuple):
         """Raises ValueError for what another version has kept, and this one does not know."""
         try:
             held = orjson.loads(kept)
+            # Before 0.1.0 was out all were named in the body.
+            begin, end = held.get("span", (0, 0))
             route = Route(
                 Kind.MODEL,
                 held["wire_format"],
@@ -84,6 +89,8 @@ class Request(NamedTuple):
                 held["path"].encode("latin-1"),
                 label(held["operation"]),
                 held["operation"],
+                place=Place(held.get("place", Place.BODY)),
+                span=(begin, end),
             )
             fields = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in held["fields"]]
             return cls(route, fields, held["holder"], held["identity"])

@@ -23,7 +23,7 @@ import secrets
 import time
 from collections.abc import Callable
 
-from . import coding, headers, jobheads, jobviews
+from . import coding, headers, inbound, jobheads, jobviews
 from .access import Holder
 from .config import Config
 from .errors import RETRY_SOON, ProxyError, Source
@@ -90,6 +90,8 @@ class Jobs:
         store, dispatch = self._have()
         if exchange.stream:
             raise _bad(400, "A job cannot be streamed; leave `stream` out, or send false.")
+        if original.body is None or (original.scan is not None and not original.scan.is_json):
+            raise _bad(400, "A form cannot be sent as a job; leave x-bf-async out.")
         if asked.webhook and asked.webhook not in config.webhooks:
             raise _bad(400, f"No webhook is called {asked.webhook[:100]!r} (x-bf-async-webhook).")
         settings = config.jobs
@@ -163,9 +165,7 @@ class Jobs:
             if method == "DELETE":
                 state = await store.remove(found.id) or found.state
                 dispatch.drop(found.id)
-                head = headers.Head(
-                    (headers.JSON, (b"request-id", exchange.request_id.encode()), *_told(found))
-                )
+                head = _own_head(found, exchange)
                 reply.whole(200, head, jobviews.removed(found.id, state))
             elif found.ending is None:
                 _say(found, route, exchange, reply)
@@ -197,7 +197,7 @@ class Jobs:
             unpack = functools.partial(jobviews.body, whole.ending)
             plain = await asyncio.to_thread(unpack) if kept.size > LARGE_BYTES else unpack()
         if route.unified:
-            head = headers.Head((headers.JSON, (b"request-id", exchange.request_id.encode()), *_told(found)))
+            head = _own_head(found, exchange)
             body = await self._document(found, kept, plain, hold) if method != "HEAD" else b""
             status, reason = 200, b""
             if method != "HEAD":
@@ -235,18 +235,24 @@ class Jobs:
         return await asyncio.to_thread(show) if len(plain) > LARGE_BYTES else show()
 
 
+def _own_head(found: Found, exchange: Exchange) -> inbound.Head:
+    """The head of an answer of ours about a job."""
+    request_id = exchange.format.request_id, exchange.request_id.encode()
+    return inbound.Head((headers.JSON, request_id, *_told(found)))
+
+
 def _say(found: Found, route: Route, exchange: Exchange, reply: Reply) -> None:
     """Answer for a job that is not over."""
-    head = headers.Head((headers.JSON, (b"request-id", exchange.request_id.encode()), *_told(found)))
+    head = _own_head(found, exchange)
     if route.unified:
         reply.whole(202, head, jobviews.unified(found))
     else:
         reply.whole(200, head, jobviews.pending(found.operation, found.id, exchange.model))
 
 
-def _head(found: Found, ending: Ending, kept: jobheads.Answer) -> headers.Head:
+def _head(found: Found, ending: Ending, kept: jobheads.Answer) -> inbound.Head:
     """The fields of a result on a provider's own route."""
-    head = headers.Head(_told(found))
+    head = inbound.Head(_told(found))
     if ending.failed and not any(line.lower().startswith(b"x-should-retry:") for line in kept.lines):
         head.lines.append(b"x-should-retry: false")
     head.lines[:0] = kept.lines

@@ -15,32 +15,13 @@ from __future__ import annotations
 
 import base64
 import zlib
-from collections.abc import Mapping
 from datetime import UTC, datetime
-from types import MappingProxyType
 from typing import Any
 
 import orjson
 
+from .formats import FORMATS
 from .job import Ending, Found, State
-
-_USAGE = {"input_tokens": 0, "output_tokens": 0}
-
-PENDING: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {
-        "/anthropic/v1/messages": {
-            "type": "message",
-            "role": "assistant",
-            "content": [],
-            "stop_reason": None,
-            "stop_sequence": None,
-            "usage": _USAGE,
-        },
-        "/anthropic/v1/messages/count_tokens": {"input_tokens": 0},
-        "/anthropic/v1/complete": {"type": "completion", "completion": "", "stop_reason": None},
-    }
-)
-"""By operation: what a client gets, beside `id` and `model`, while there is no answer."""
 
 
 def body(ending: Ending) -> bytes:
@@ -50,7 +31,8 @@ def body(ending: Ending) -> bytes:
 
 def pending(operation: str, id: str, model: str) -> bytes:
     """What a provider's own route answers while the job is not over."""
-    return orjson.dumps({"id": id, "model": model, **PENDING.get(operation, {})})
+    shapes = (form.pending[operation] for form in FORMATS.values() if operation in form.pending)
+    return orjson.dumps({"id": id, "model": model, **next(shapes, {})})
 
 
 def unified(found: Found, plain: bytes = b"", error: bytes = b"", *, is_object: bool = False) -> bytes:

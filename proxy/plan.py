@@ -22,10 +22,8 @@ import difflib
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from .body import Scan
 from .config import Config, Key, Provider
 from .errors import ProxyError, Source
 
@@ -86,26 +84,23 @@ class Planner:
     """Makes plans. The same question has the same answer, so the last ones are remembered."""
 
     def __init__(self, config: Config) -> None:
+        self._config = config
         self._build = functools.lru_cache(MAX_REMEMBERED)(functools.partial(build, config))
 
-    def plan(self, wire_format: str, scan: Scan | None, *, plain: bool) -> Plan:
-        """The plan for what a body asks; `scan` is None on routes that name no model.
+    def plan(self, wire_format: str, model: str, fallbacks: tuple[str, ...]) -> Plan:
+        """The plan for a model, which may be none, and the fallbacks that the request asks for.
 
-        Raises `ProxyError`: 400 when a fallback is a typo or no target can be used, 415 when the body is
-        not `plain` (it has a content coding) and would have to be rewritten.
+        Raises `ProxyError` 400 when a fallback is a typo or no target can be used.
         """
-        if scan is None:
-            return self._build(wire_format, "", ())
-        named = len(scan.model) + sum(map(len, scan.fallbacks))
+        named = len(model) + sum(map(len, fallbacks))
         ask = self._build if named <= MAX_REMEMBERED_NAMES else self._build.__wrapped__
-        plan = ask(wire_format, scan.model, scan.fallbacks)
-        if not plain and (scan.fallbacks_cut or any(target.model != scan.model for target in plan.targets)):
-            raise ProxyError(
-                415,
-                "A compressed body cannot be rewritten, as this plan needs; send it uncompressed.",
-                source=Source.DOWNSTREAM,
-            )
-        return plan
+        return ask(wire_format, model, fallbacks)
+
+    def at(self, wire_format: str, provider: str) -> Plan:
+        """The plan for a request that names no model, and asks for a provider. Raises `ProxyError` 400."""
+        if provider not in self._config.providers:
+            raise _bad(f"No provider is called {provider[:100]!r} (x-model-provider).")
+        return self._build(wire_format, "", (), provider)
 
 
 def pinned(plan: Plan, name: str) -> Plan:
@@ -121,21 +116,26 @@ def pinned(plan: Plan, name: str) -> Plan:
     return narrowed
 
 
-def build(config: Config, wire_format: str, model: str, fallbacks: tuple[str, ...]) -> Plan:
-    """The plan for a model and the gateway's fallbacks. Raises `ProxyError` 400."""
+def build(
+    config: Config, wire_format: str, model: str, fallbacks: tuple[str, ...], provider: str | None = None
+) -> Plan:
+    """The plan for a model and the gateway's fallbacks; a bare model is that of `provider`, if given.
+
+    Raises `ProxyError` 400.
+    """
     default = config.default_providers.get(wire_format)
-    named = [*_primary(config, default, model), *_fallbacks(config, fallbacks)]
+    named = [*_primary(config, provider or default, model), *_fallbacks(config, fallbacks)]
     if len(named) > MAX_TARGETS:
         raise _bad(
             f"The plan has {len(named)} targets; at most {MAX_TARGETS} are allowed. Shorten `fallbacks`."
         )
     targets = []
     skipped = []
-    for index, (provider, name) in enumerate(named):
-        keys = tuple(key for key in provider.keys if not name or _allows(key, name))
-        is_default = provider.name == default
+    for index, (named_provider, name) in enumerate(named):
+        keys = tuple(key for key in named_provider.keys if not name or key.allows(name))
+        is_default = named_provider.name == default
         direct = is_default and config.allow_direct_keys
-        target = Target(index, provider, name, keys, is_default, direct)
+        target = Target(index, named_provider, name, keys, is_default, direct)
         reason = _unusable(target, wire_format)
         if reason:
             skipped.append((target.name, reason))
@@ -192,10 +192,6 @@ def _fallbacks(config: Config, fallbacks: Iterable[str]) -> Iterator[tuple[Provi
 def _split(config: Config, target: str) -> tuple[Provider, str]:
     provider, _, model = target.partition("/")
     return config.providers[provider], model
-
-
-def _allows(key: Key, model: str) -> bool:
-    return any(fnmatchcase(model, pattern) for pattern in key.models)
 
 
 def _bad(message: str) -> ProxyError:

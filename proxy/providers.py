@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 
 from . import values
 from .schema import BROKEN, Document, Path
-from .shapes import boolean, mapping, number, record, row, sequence, setting, text
+from .shapes import boolean, mapping, number, optional, record, row, sequence, setting, text
 from .values import Secret
 
 _SECONDS = number(0, above=True)
@@ -22,15 +23,51 @@ _STRING = text()
 
 
 @dataclass(frozen=True, slots=True)
+class BedrockKeyConfig:
+    """Credentials that sign requests for AWS, instead of a key."""
+
+    region: str = field(
+        metadata=row(text(values.region), "The AWS region that the provider's base URLs are in.")
+    )
+    access_key: Secret | None = setting(
+        None,
+        optional(values.secret),
+        "An access key id, as env.NAME or file:PATH. Without one it is the profile's, or what AWS's SDKs "
+        " find: the environment, the shared files, the role of the container or of the machine.",
+    )
+    secret_key: Secret | None = setting(
+        None, optional(values.secret), "The secret access key that belongs to it."
+    )
+    session_token: Secret | None = setting(
+        None, optional(values.secret), "The session token, where the two are temporary."
+    )
+    profile: str | None = setting(None, optional(_STRING), "A profile of AWS's shared files.")
+
+
+@dataclass(frozen=True, slots=True)
 class Key:
     """A credential of ours at a provider."""
 
     name: str = field(metadata=row(_STRING, "What logs call the key; no other key of the provider has it."))
-    value: Secret = field(metadata=row(values.secret, "The key itself, as env.NAME or file:PATH."))
+    value: Secret | None = setting(
+        None,
+        optional(values.secret),
+        "The key itself, as env.NAME or file:PATH. Each key has one, or the next.",
+    )
     weight: float = setting(1.0, number(0, 100_000), "Its share of the requests, relative to the other keys.")
     models: tuple[str, ...] = setting(
         ("*",), sequence(_STRING, least=1), "The models that the key may be used for, as shell globs."
     )
+
+    bedrock_key_config: BedrockKeyConfig | None = setting(
+        None,
+        optional(record(BedrockKeyConfig)),
+        "What signs requests for Amazon Bedrock, instead of a value.",
+    )
+
+    def allows(self, model: str) -> bool:
+        """Whether it may be used for a model."""
+        return any(fnmatchcase(model, pattern) for pattern in self.models)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +112,28 @@ class Provider:
     )
 
 
+def _check_key(document: Document, path: Path, key: Key) -> None:
+    signing = key.bedrock_key_config
+    if BROKEN in (key.value, signing):
+        return
+    if (key.value is None) == (signing is None):
+        document.problem(path, "has a value or a bedrock_key_config, one of the two")
+    if signing is None or BROKEN in (signing.access_key, signing.secret_key, signing.profile):
+        return
+    if (signing.access_key is None) != (signing.secret_key is None):
+        document.problem((*path, "bedrock_key_config"), "access_key and secret_key go together")
+    if signing.access_key is not None and signing.profile is not None:
+        document.problem((*path, "bedrock_key_config", "profile"), "is for who has no access_key")
+    if signing.session_token is not None and signing.access_key is None:
+        document.problem((*path, "bedrock_key_config", "session_token"), "belongs to an access_key")
+
+
 def check(document: Document, path: Path, provider: Provider) -> None:
     keys = () if provider.keys is BROKEN else provider.keys
     names: set[str] = set()
     for index, key in enumerate(keys):
+        if key is not BROKEN:
+            _check_key(document, (*path, "keys", index), key)
         if key is not BROKEN and key.name in names:
             document.problem((*path, "keys", index, "name"), "another key of this provider has this name")
         if key is not BROKEN and key.name is not BROKEN:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from . import errors, headers, sse
+from . import inbound
 from .answer import Answer
 from .attempt import Served
 from .errors import ProxyError, Source
@@ -36,7 +36,7 @@ _EARLY_HEAD = (
 )
 
 
-async def copy(answer: Answer, held: bytes, head: headers.Head, reply: Reply) -> None:
+async def copy(answer: Answer, held: bytes, head: inbound.Head, reply: Reply) -> None:
     """Relay an answer: its head as `head`, the bytes `held` back so far, then the rest.
 
     Raises `ProxyError` when upstream fails; the reply is committed then.
@@ -54,7 +54,8 @@ async def copy(answer: Answer, held: bytes, head: headers.Head, reply: Reply) ->
 
 async def commit_early(outcome: asyncio.Future[Served], reply: Reply, exchange: Exchange) -> None:
     """Begin a stream of ours, and keep it alive until `outcome` is there."""
-    reply.begin(200, b"", headers.Head((*_EARLY_HEAD, (b"request-id", exchange.request_id.encode()))))
+    request_id = exchange.format.request_id, exchange.request_id.encode()
+    reply.begin(200, b"", inbound.Head((*_EARLY_HEAD, request_id)))
     await asyncio.wait([outcome])
 
 
@@ -70,9 +71,8 @@ async def copy_early(answer: Answer, held: bytes, reply: Reply, exchange: Exchan
     )
     exchange.fail(error)
     body = held + await answer.body(MAX_ERROR_BYTES)
-    if not errors.is_error_body(body):
-        body = errors.body(error, exchange.request_id)
-    reply.push(sse.error_event(body))
+    form = exchange.format
+    reply.push(form.error_event(body) if form.is_error_body(body) else _event(error, exchange))
     reply.end()
 
 
@@ -84,7 +84,7 @@ async def cut(reply: Reply, exchange: Exchange, error: ProxyError) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(CUT_SECONDS):
             if reply.between_events:
-                reply.push(sse.our_error(error, exchange.request_id))
+                reply.push(_event(error, exchange))
             await reply.flush()
     reply.abort()
 
@@ -92,8 +92,14 @@ async def cut(reply: Reply, exchange: Exchange, error: ProxyError) -> None:
 def break_off(reply: Reply, exchange: Exchange, error: ProxyError) -> None:
     """As `cut`, without waiting for a slow reader."""
     if reply.between_events:
-        reply.push(sse.our_error(error, exchange.request_id))
+        reply.push(_event(error, exchange))
     reply.abort()
+
+
+def _event(error: ProxyError, exchange: Exchange) -> bytes:
+    """`error` as the last event of a stream."""
+    form = exchange.format
+    return form.error_event(form.body(error, exchange.request_id))
 
 
 async def _rest(answer: Answer, reply: Reply) -> None:

@@ -27,7 +27,7 @@ from email.utils import formatdate
 
 from aiohttp import hdrs, web
 
-from . import headers
+from . import inbound
 from .config import Config
 from .connection import RESET_ON_CLOSE
 from .errors import ProxyError, Source
@@ -87,7 +87,7 @@ class Reply:
 
     # What the path asks.
 
-    def begin(self, status: int, reason: bytes, head: headers.Head, body: bytes = b"") -> None:
+    def begin(self, status: int, reason: bytes, head: inbound.Head, body: bytes = b"") -> None:
         """Write the head, and the first bytes of the body if they are there. The commit point."""
         request, exchange, transport = self._request, self._exchange, self._transport
         first = _status_line if len(reason) <= _SHORT else _status_line.__wrapped__
@@ -193,7 +193,7 @@ class Reply:
             transport.write(_LAST_CHUNK)
         self._exchange.finish_whole()
 
-    def whole(self, status: int, head: headers.Head, body: bytes) -> None:
+    def whole(self, status: int, head: inbound.Head, body: bytes) -> None:
         """Write a reply whose body is at hand."""
         head.set_length(len(body))
         self.begin(status, b"", head, body)

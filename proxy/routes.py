@@ -4,6 +4,7 @@ Facts
   - A request target in origin form is ``/path?query`` (RFC 9112 section 3.2.1). It is matched on the
     path, never with the query: SDKs add ``?beta=true``.
   - Below a prefix the path list is open: the remainder goes upstream exactly as it came.
+  - Most wire formats name the model in the body; Gemini's, Bedrock's and Azure's in the path (`formats`).
   - Coding agents probe a base URL with ``HEAD /`` or ``HEAD {base}/api/hello``.
 
 Rules
@@ -13,7 +14,10 @@ Rules
   2. A path that an upstream may read as a model route is one: ``%6d`` for ``m``, another case, ``;x=1``
      and doubled or trailing slashes do not lead past the body rules.
 
-Not here: methods of the upstream API. An unknown path below a prefix is relayed, and upstream judges.
+  3. A model in a path has one reading, or is refused: a virtual key may allow one and not another.
+
+Not here: a wire format's own paths (`formats`), methods of the upstream API. An unknown path below a prefix
+is relayed, and upstream judges.
 """
 
 from __future__ import annotations
@@ -21,20 +25,26 @@ from __future__ import annotations
 import enum
 import functools
 import re
+from collections.abc import Iterator
 from types import MappingProxyType
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from .errors import ProxyError, Source
+from .formats import FORMATS, Format, Place
 
 
 class Kind(enum.Enum):
     """What the path does with a request."""
 
     MODEL = "model"
-    """The body is read whole and scanned; plan, fallbacks and retries apply."""
+    """It names a model: plan, fallbacks and retries apply. A JSON body is read whole and scanned."""
     OPEN = "open"
-    """The body is streamed to the default provider."""
+    """The body is streamed to one provider."""
+    HELD = "held"
+    """As `OPEN`, but the body is read whole: it has to be signed."""
+    MODELS = "models"
+    """The models of all providers; an answer of ours."""
     BATCH = "batch"
     """As `OPEN`, but the answer may name the provider's host in ``results_url``."""
     JOB = "job"
@@ -61,29 +71,66 @@ class Route(NamedTuple):
     """The id of the job that the path names."""
     unified: bool = False
     """Whether it is a route to jobs, and not a provider's own."""
+    place: Place | None = None
+    """Of a model route: where its requests name the model."""
+    span: tuple[int, int] = (0, 0)
+    """Where in `path` a model is named, if it is."""
+    stream: bool = False
+    """Whether the path itself asks for a stream."""
+    events: bool = True
+    """Whether a stream is one of server-sent events."""
 
+    @property
+    def model(self) -> str:
+        """The model that the path names."""
+        return unquote_to_bytes(self.path[slice(*self.span)]).decode()
+
+
+class Root(NamedTuple):
+    """What a path begins with, and where it leads."""
+
+    begins: bytes
+    cut: bytes
+    """What of it is ours, and does not go upstream."""
+    format: Format
+    lists: bool = False
+    """Whether the list of models below it is that of all providers."""
+
+
+FRAMEWORKS = (b"/litellm", b"/langchain", b"/pydanticai")
+
+
+def _roots() -> Iterator[Root]:
+    yield Root(b"/v1/", b"/v1", FORMATS["openai"], True)
+    for framework in (b"", *FRAMEWORKS):
+        for name in ("anthropic", "genai", "cohere", "bedrock"):
+            cut = framework + b"/" + name.encode()
+            yield Root(cut + b"/", cut, FORMATS[name])
+        cut = framework + b"/openai"
+        yield Root(cut + b"/", cut, FORMATS["openai"])
+        yield Root(cut + b"/v1/", cut + b"/v1", FORMATS["openai"])
+        # Azure's SDK puts /openai behind what it is given; and so may who wrote that.
+        yield Root(cut + b"/deployments/", framework, FORMATS["azure"])
+        yield Root(cut + b"/openai/", cut, FORMATS["azure"])
+        if framework:
+            yield Root(framework + b"/", framework, FORMATS["openai"], True)
+            yield Root(framework + b"/v1/", framework + b"/v1", FORMATS["openai"], True)
+
+
+ROOTS = tuple(sorted(_roots(), key=lambda root: -len(root.begins)))
+"""The longest first."""
 
 ASYNC = b"/v1/async/"
 
 ASYNC_PATHS = MappingProxyType(
     {
-        b"messages": ("anthropic", b"/v1/messages"),
-        b"messages/count_tokens": ("anthropic", b"/v1/messages/count_tokens"),
-        b"complete": ("anthropic", b"/v1/complete"),
-        b"chat/completions": ("openai", b"/chat/completions"),
-        b"completions": ("openai", b"/completions"),
-        b"responses": ("openai", b"/responses"),
-        b"embeddings": ("openai", b"/embeddings"),
-        b"images/generations": ("openai", b"/images/generations"),
-        b"audio/speech": ("openai", b"/audio/speech"),
+        path.removeprefix(b"/v1").removeprefix(b"/"): (name, path)
+        for name in ("anthropic", "openai")
+        for path, place in FORMATS[name].paths.items()
+        if place is not Place.FORM
     }
 )
 """What follows `ASYNC`: wire format and path upstream of the request that is done later. Its body is JSON."""
-
-MODEL_PATHS = {"anthropic": (b"/v1/messages", b"/v1/messages/count_tokens", b"/v1/complete")}
-"""By wire format: the POST paths whose top-level body names the model."""
-
-PREFIXES = {b"/anthropic": "anthropic"}
 
 OWN = {b"/health": Kind.HEALTH, b"/metrics": Kind.METRICS}
 
@@ -91,6 +138,15 @@ BATCHES = re.compile(rb"/v1/messages/batches(/[^/]+(/cancel)?)?")
 
 MAX_REMEMBERED = 256
 """Routes kept. Clients choose paths, so there is a bound."""
+
+_BARE = re.compile(rb"/v1/(messages|complete)(?![^/])")
+"""Anthropic's own paths, whatever the header fields say; `_BARE.match` needs no end."""
+
+_PLAIN_MODEL = re.compile(rb"[A-Za-z0-9._:@+=,~()-]+(/[A-Za-z0-9._:@+=,~()-]+)*")
+"""A model in a path: nothing that one reader takes for the end of it, and another does not."""
+
+_KEY = re.compile(rb"[!-~]+")
+"""A credential that can stand in a header field."""
 
 _DOT_SEGMENT = re.compile(rb"(^|[/\\])\.{1,2}(;[^/\\]*)?([/\\]|$)")
 
@@ -116,7 +172,28 @@ def match(method: str, target: bytes, *, anthropic_version: bool) -> Route:
         raise _bad_target()
     # Without the query: it may hold a key, which nothing may remember.
     route = _match(method, path, anthropic_version)
+    if route.stream and (asked := FORMATS[route.wire_format].events):
+        route = route._replace(events=asked in query.split(b"&"))
     return route._replace(path=route.path + mark + query) if mark else route
+
+
+def without_keys(target: bytes) -> tuple[bytes, list[bytes]]:
+    """A request target without the credentials in its query, and these. Raises `ProxyError` 400."""
+    path, mark, query = target.partition(b"?")
+    name = root.format.query_key if mark and (root := _root(path)) is not None else b""
+    if not name:
+        return target, []
+    kept, keys = [], []
+    for member in query.split(b"&"):
+        key, _, value = member.partition(b"=")
+        if unquote_to_bytes(key) == name:
+            keys.append(unquote_to_bytes(value))
+        else:
+            kept.append(member)
+    keys = [key for key in keys if key]
+    if not all(map(_KEY.fullmatch, keys)):
+        raise ProxyError(400, f"`{name.decode()}` in the query is no key.", source=Source.DOWNSTREAM)
+    return path + mark * bool(kept) + b"&".join(kept), keys
 
 
 @functools.lru_cache(MAX_REMEMBERED)
@@ -129,20 +206,32 @@ def _match(method: str, target: bytes, anthropic_version: bool) -> Route:
         if method not in ("GET", "HEAD"):
             raise _not_allowed("GET, HEAD")
         return Route(OWN[target], "anthropic", b"", target, target.decode())
-    path = _checked(target)
-    if method == "HEAD" and (path == b"/" or path.endswith(b"/api/hello")):
+    readings = _checked(target)
+    if method == "HEAD" and (readings[0] == b"/" or readings[0].endswith(b"/api/hello")):
         return Route(Kind.PROBE, "anthropic", b"", target, "probe")
     if target.startswith(b"/api/governance/"):
         return Route(Kind.API, "anthropic", b"", target, "/api/*")
     if target.startswith(ASYNC):
         return _job(method, target.removeprefix(ASYNC))
-    for prefix, wire_format in PREFIXES.items():
-        if path.startswith(prefix + b"/"):
-            return _below(method, wire_format, prefix, target, path[len(prefix) :])
-    bare = path in (b"/v1/messages", b"/v1/complete") or path.startswith(b"/v1/messages/")
-    if bare or (anthropic_version and path.startswith(b"/v1/")):
-        return _below(method, "anthropic", b"", target, path)
-    raise nothing()
+    root = _root(target)
+    if root is None:
+        raise nothing()
+    if target.startswith(b"/v1/") and (anthropic_version or any(map(_BARE.match, readings))):
+        # An Anthropic SDK whose base URL is our root.
+        root = Root(b"/v1/", b"", FORMATS["anthropic"])
+    return _below(method, root, target, readings)
+
+
+def wire_format_of(path: str) -> str:
+    """The wire format in which to say that a request cannot be routed."""
+    target = path.encode("utf-8", "surrogateescape")
+    root = _root(target)
+    return root.format.name if root is not None and not _BARE.match(target) else "anthropic"
+
+
+@functools.lru_cache(MAX_REMEMBERED)
+def _root(path: bytes) -> Root | None:
+    return next((root for root in ROOTS if path.startswith(root.begins)), None)
 
 
 def _job(method: str, rest: bytes) -> Route:
@@ -150,10 +239,19 @@ def _job(method: str, rest: bytes) -> Route:
     prefix = ASYNC.rstrip(b"/")
     if rest in ASYNC_PATHS:
         wire_format, path = ASYNC_PATHS[rest]
-        label, operation = f"/v1/async/{rest.decode()}", f"/{wire_format}/v1/{rest.decode()}"
+        form = FORMATS[wire_format]
         if method != "POST":
             raise _not_allowed("POST")
-        return Route(Kind.MODEL, wire_format, prefix, path, label, operation, unified=True)
+        return Route(
+            Kind.MODEL,
+            wire_format,
+            prefix,
+            path,
+            f"/v1/async/{rest.decode()}",
+            form.operation(path),
+            unified=True,
+            place=form.paths[path],
+        )
     name, _, job = rest.rpartition(b"/")
     if name not in ASYNC_PATHS or not job:
         raise nothing()
@@ -167,51 +265,70 @@ def nothing() -> ProxyError:
     """What a path is answered at which nothing is."""
     return ProxyError(
         404,
-        "Nothing is served at this path. Use /anthropic/v1/..., or a bare /v1/... path with an "
-        "anthropic-version header.",
+        "Nothing is served at this path. Use /anthropic, /openai, /genai, /cohere or /bedrock and the"
+        " provider's own path behind it, or /v1/... with provider/model as the model.",
         source=Source.DOWNSTREAM,
     )
 
 
-def _below(method: str, wire_format: str, prefix: bytes, target: bytes, path: bytes) -> Route:
-    raw = target[len(prefix) :]
-    kind, label, operation = Kind.OPEN, f"/{wire_format}/*", ""
-    if method == "POST" and path in MODEL_PATHS[wire_format]:
-        kind, label = Kind.MODEL, f"/{wire_format}{path.decode()}"
-        operation = label
-    elif BATCHES.fullmatch(path):
-        kind, label = Kind.BATCH, f"/{wire_format}/v1/messages/batches"
-    return Route(kind, wire_format, prefix, raw, label, operation)
+def _below(method: str, root: Root, target: bytes, readings: list[bytes]) -> Route:
+    """The route of a path below `root`; `readings` are those of the whole path."""
+    form, raw = root.format, target[len(root.cut) :]
+    route = Route(Kind.OPEN, form.name, root.cut, raw, f"/{form.name}/*")
+    below = [read[len(root.cut) :] for read in readings if read.startswith(root.cut + b"/")]
+    if method in ("GET", "HEAD") and root.lists and b"/models" in below:
+        return route._replace(kind=Kind.MODELS, label="/v1/models")
+    if any(map(BATCHES.fullmatch, below)) and form.name == "anthropic":
+        return route._replace(kind=Kind.BATCH, label="/anthropic/v1/messages/batches")
+    if method != "POST":
+        found = form.read.fullmatch(raw) if form.read is not None else None
+        return route._replace(span=found.span("model")) if found and _is_plain(found) else route
+    path = next(filter(form.paths.__contains__, below), None)
+    if path is not None:
+        operation = form.operation(path)
+        return route._replace(kind=Kind.MODEL, label=operation, operation=operation, place=form.paths[path])
+    if form.named is None or not any(map(form.named.fullmatch, below)):
+        return route._replace(kind=Kind.HELD) if form.holds_all else route
+    found = form.named.fullmatch(raw)
+    if found is None or not _is_plain(found):
+        raise ProxyError(
+            400,
+            "The model in the path is not to be read in one way only; write it with letters, digits and"
+            " . _ - : / @ + = , ~ ( ), percent-encoded where you like.",
+            source=Source.DOWNSTREAM,
+        )
+    known = form.methods.get(found["method"].lower())
+    operation = form.label_of_named + (known.name if known else "*")
+    return route._replace(
+        kind=Kind.MODEL,
+        label=operation,
+        operation=operation,
+        place=known.place if known else Place.PATH,
+        span=found.span("model"),
+        stream=known is not None and known.stream,
+    )
 
 
-def _checked(path: bytes) -> bytes:
-    """`path` as the laxest upstream may read it."""
+def _is_plain(found: re.Match[bytes]) -> bool:
+    return _PLAIN_MODEL.fullmatch(unquote_to_bytes(found["model"])) is not None
+
+
+def _checked(path: bytes) -> list[bytes]:
+    """What `path` may be to the laxest upstream; the first is the likeliest."""
     if not path.startswith(b"/"):
         raise _bad_target()
     if _SIMPLE.fullmatch(path):
-        return path
+        return [path]
     if _DOT_SEGMENT.search(unquote_to_bytes(path)):
         raise _bad_target()
     readings = _readings(path)
     if any(map(_DOT_SEGMENT.search, readings)):
         raise _bad_target()
-    for prefix in PREFIXES:
-        # A prefix that is only one after decoding would not be cut off the raw target.
-        if not path.startswith(prefix + b"/") and any(read.startswith(prefix + b"/") for read in readings):
-            raise _bad_target()
-    return next(filter(_is_known, readings), readings[0])
-
-
-def _is_known(read: bytes) -> bool:
-    """Whether it is a path that is no open one."""
-    return any(
-        read.startswith(prefix) and _is_known_below(wire_format, read[len(prefix) :])
-        for prefix, wire_format in (*PREFIXES.items(), (b"", "anthropic"))
-    )
-
-
-def _is_known_below(wire_format: str, path: bytes) -> bool:
-    return path in MODEL_PATHS[wire_format] or BATCHES.fullmatch(path) is not None
+    here = _root(path)
+    if any(there is not here for there in map(_root, readings) if there is not None):
+        # What is one only after decoding would not be cut off the raw target.
+        raise _bad_target()
+    return readings
 
 
 def _readings(path: bytes) -> list[bytes]:

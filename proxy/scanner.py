@@ -42,9 +42,9 @@ class Scanner:
         self._thread = ThreadPoolExecutor(1, "scanner")
         self._decoder = ThreadPoolExecutor(1, "decoder")
 
-    async def scan(self, body: bytes) -> Scan:
-        """What stands in `body`; `ProxyError` 400 when it breaks the rules."""
-        return await self._walked(body, steps(body))
+    async def scan(self, body: bytes, *, named: bool = True) -> Scan:
+        """What stands in `body`; `ProxyError` 400 when it breaks the rules. `named`: it must name a model."""
+        return await self._walked(body, steps(body, named=named))
 
     async def is_object(self, body: bytes) -> bool:
         """Whether `body` is a JSON object."""

@@ -27,13 +27,17 @@ SEND_BYTES = 262144
 """A body above this size is sent in slices of it."""
 
 
+Body = bytes | list[memoryview] | AsyncGenerator[bytes, None] | None
+"""What is sent behind a head; None is nothing."""
+
+
 class Request(NamedTuple):
-    """What is written upstream. `head` lacks the final empty line; `body` is None when there is none."""
+    """What is written upstream. `head` lacks the final empty line."""
 
     origin: Origin
     method: str
     head: bytes
-    body: bytes | list[memoryview] | AsyncGenerator[bytes, None] | None
+    body: Body
     chunked: bool
     network: NetworkConfig
     buffer_bytes: int

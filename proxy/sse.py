@@ -1,27 +1,20 @@
-"""Server-sent events, seen from outside: where one ends, what a ping is, how an error looks.
+"""Server-sent events, seen from outside: where one ends, and which is the last.
 
 Facts
   - A line ends with LF, CR LF or CR; an event ends with an empty line (WHATWG HTML, section 9.2.6).
   - A transport chunk may hold half an event or ten of them; only the bytes tell.
-  - Anthropic's stream has pings of its own: ``event: ping`` with typed data. Clients of API version
-    2023-01-01 break on comments, but skip that event.
   - A message stream ends with ``message_stop``, a 2023-01-01 completion stream with ``[DONE]``.
 
 Rules
   1. Nothing is parsed but the last bytes of what passed. `Boundary.feed` is on the hot path.
   2. ``CR LF CR`` is no boundary: the LF that follows belongs to it, and line readers split there.
 
-Not here: writing. `relay` decides when; this room knows only bytes.
+Not here: writing (`relay` decides when), what a ping is and how an error looks (`formats`).
 """
 
 from __future__ import annotations
 
 import re
-
-from . import errors
-
-PINGS = {"anthropic": b'event: ping\ndata: {"type": "ping"}\n\n'}
-"""By wire format: the bytes that keep a stream alive and that every SDK of the format ignores."""
 
 ENDS = (b"\n\n", b"\r\r", b"\n\r\n", b"\r\r\n")
 
@@ -36,8 +29,6 @@ _FINISHED = re.compile(
 )
 
 _EVENT_END = re.compile(rb"\r\n\r\n|\n\r\n|\n\n|\r\r(?!\n)|\r\r\n")
-
-_ERROR_NAME = re.compile(rb"(^|[\r\n])event:[ ]?error[ ]*[\r\n]")
 
 
 class Boundary:
@@ -67,18 +58,3 @@ def first_event(data: bytes) -> bytes | None:
     """The first event of `data`, its empty line included, or None while it is not whole."""
     end = _EVENT_END.search(data)
     return data[: end.end()] if end else None
-
-
-def is_error(event: bytes) -> bool:
-    """Whether an event is an ``error`` event."""
-    return _ERROR_NAME.search(event) is not None
-
-
-def error_event(data: bytes) -> bytes:
-    """An ``error`` event around the JSON `data`; line ends in it are whitespace between tokens."""
-    return b"event: error\ndata: " + data.replace(b"\r", b" ").replace(b"\n", b" ") + b"\n\n"
-
-
-def our_error(error: errors.ProxyError, request_id: str) -> bytes:
-    """`error` as the last event of a stream."""
-    return error_event(errors.body(error, request_id))

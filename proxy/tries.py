@@ -17,7 +17,7 @@ import random
 import time
 from email.utils import parsedate_to_datetime
 
-from . import headers, keys
+from . import inbound, keys
 from .config import Key
 from .keys import Cooling
 from .outcome import REFUSED_KEY, SAME_TARGET, Outcome
@@ -81,7 +81,7 @@ class Tries:
         return None
 
 
-def _retry_after(fields: headers.Inbound) -> float:
+def _retry_after(fields: inbound.Inbound) -> float:
     """Seconds that upstream asks to wait; 0 when it says nothing that can be read."""
     milliseconds = fields.get(b"retry-after-ms")
     seconds = fields.get(b"retry-after") or b"0"

@@ -26,14 +26,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import NamedTuple
 
 _WINDOW = 8192
 """The most bytes kept behind a hit. Usage objects measure 100 to 600, one with many iterations more."""
-
-_APART = "apart "
-"""Before the name of a count that the count of that name leaves out."""
 
 
 class Shape(NamedTuple):
@@ -55,70 +51,15 @@ class Shape(NamedTuple):
     """How many objects a stream begins with that later ones only complete."""
 
 
-def _read(counts: re.Pattern[bytes], text: bytes) -> dict[str, int]:
+def read_counts(counts: re.Pattern[bytes], text: bytes) -> dict[str, int]:
     return {name.decode(): int(value) for name, value in counts.findall(text)}
 
 
-_ITERATIONS = re.compile(rb'"iterations"\s*+:\s*+\[[^\]]*+')
-_ITERATION = re.compile(rb"\{[^{}]*+(?:\{[^{}]*+\}[^{}]*+)*+\}")
-_LEFT_OUT = re.compile(rb'"type"\s*+:\s*+"(?:compaction|advisor_message)"')
-
-
-def _read_with_iterations(counts: re.Pattern[bytes], text: bytes) -> dict[str, int]:
-    found = _read(counts, _ITERATIONS.sub(b"", text))
-    for iterations in _ITERATIONS.findall(text):
-        for iteration in filter(_LEFT_OUT.search, _ITERATION.findall(iterations)):
-            for name, value in _read(counts, iteration).items():
-                found[_APART + name] = found.get(_APART + name, 0) + value
-    return found
-
-
-def _anthropic(found: Mapping[str, int]) -> dict[str, int]:
-    normal: dict[str, int] = {}
-    for name, value in found.items():
-        own = name.removeprefix(_APART)
-        normal[own] = normal.get(own, 0) + value
-    return normal
-
-
-def _with_cache(whole: int, output: int, read: int | None, written: int | None) -> dict[str, int]:
-    """Counts of a format whose input, `whole`, includes what is read from the cache and written to it."""
-    normal = {"input_tokens": whole, "output_tokens": output}
-    for name, part in (("cache_read_input_tokens", read), ("cache_creation_input_tokens", written)):
-        if part is not None:
-            normal[name] = min(part, normal["input_tokens"])
-            normal["input_tokens"] -= normal[name]
-    return normal
-
-
-def _openai(found: Mapping[str, int]) -> dict[str, int]:
-    normal = _with_cache(
-        found.get("prompt_tokens", found.get("input_tokens", 0)),
-        found.get("completion_tokens", found.get("output_tokens", 0)),
-        found.get("cached_tokens"),
-        found.get("cache_write_tokens"),
-    )
-    if "ttl_12h_tokens" in found:
-        # The longer of two times that a cache lasts, and the dearer, as Anthropic's hour is.
-        written = normal.get("cache_creation_input_tokens", 0)
-        normal["ephemeral_1h_input_tokens"] = min(found["ttl_12h_tokens"], written)
-    return normal
-
-
-def _genai(found: Mapping[str, int]) -> dict[str, int]:
-    return _with_cache(
-        found.get("promptTokenCount", 0) + found.get("toolUsePromptTokenCount", 0),
-        found.get("candidatesTokenCount", 0) + found.get("thoughtsTokenCount", 0),
-        found.get("cachedContentTokenCount"),
-        None,
-    )
-
-
-def _shape(
+def shape(
     mark: bytes,
     names: str,
     normal: Callable[[Mapping[str, int]], dict[str, int]],
-    read: Callable[[re.Pattern[bytes], bytes], dict[str, int]] = _read,
+    read: Callable[[re.Pattern[bytes], bytes], dict[str, int]] = read_counts,
     firsts: int = 0,
 ) -> Shape:
     """The shape whose counts have `names`, with blanks between them."""
@@ -127,33 +68,6 @@ def _shape(
     may_begin = re.compile(mark + rb"\s*+(?::\s*+)?\Z")
     return Shape(mark, begin, may_begin, re.compile(count), read, normal, firsts)
 
-
-SHAPES: Mapping[str, Shape] = MappingProxyType(
-    {
-        "anthropic": _shape(
-            b'"usage"',
-            "input_tokens output_tokens cache_creation_input_tokens cache_read_input_tokens "
-            "ephemeral_1h_input_tokens",
-            _anthropic,
-            _read_with_iterations,
-            firsts=1,
-        ),
-        "openai": _shape(
-            b'"usage"',
-            "prompt_tokens completion_tokens input_tokens output_tokens cached_tokens cache_write_tokens "
-            "ttl_12h_tokens",
-            _openai,
-        ),
-        "genai": _shape(
-            b'"usageMetadata"',
-            "promptTokenCount toolUsePromptTokenCount candidatesTokenCount thoughtsTokenCount "
-            "cachedContentTokenCount",
-            _genai,
-        ),
-        "cohere": _shape(b'"billed_units"', "input_tokens output_tokens", dict),
-    }
-)
-"""By wire format."""
 
 _OBJECT = re.compile(
     # Three objects deep: a usage, its iterations, their caches. No step back, so linear.
@@ -165,13 +79,12 @@ class Usage:
     """Feed it what passes; ask `counts` at the end, or at any time."""
 
     __slots__ = (
-        *("_carry", "_firsts", "_mark", "_overlap", "_seen", "_shape"),
-        *("ended", "is_whole", "on_sight", "wire_format"),
+        *("_carry", "_firsts", "_mark", "_overlap", "_seen"),
+        *("ended", "is_whole", "on_sight", "shape"),
     )
 
-    def __init__(self, wire_format: str = "anthropic", on_sight: Callable[[], None] | None = None) -> None:
-        self.wire_format = wire_format
-        self._shape = shape = SHAPES[wire_format]
+    def __init__(self, shape: Shape, on_sight: Callable[[], None] | None = None) -> None:
+        self.shape = shape
         self._mark = shape.mark
         self._overlap = 1 - len(shape.mark)
         self._carry = b""
@@ -185,6 +98,10 @@ class Usage:
         self.is_whole = False
         """Whether it is a JSON answer. Its own usage is the last one in it, so only its end is sure."""
         self.ended = False
+
+    def anew(self) -> Usage:
+        """The same for another answer."""
+        return Usage(self.shape, self.on_sight)
 
     def feed(self, chunk: bytes) -> None:
         """Look at one chunk; a mark or an object may be split over chunks."""
@@ -200,10 +117,10 @@ class Usage:
         """Take the objects behind the marks, of which `at` is the first; returns one that is not whole."""
         if self._firsts is None and (first := data.lstrip()[:1]):
             self.is_whole = first == b"{"
-            self._firsts = 0 if self.is_whole else self._shape.firsts
+            self._firsts = 0 if self.is_whole else self.shape.firsts
         if at < 0:
             return b""
-        shape = self._shape
+        shape = self.shape
         changed = False
         found = shape.begin.search(data, at)
         while found:
@@ -228,7 +145,7 @@ class Usage:
 
     def _take(self, text: bytes) -> bool:
         """Keep an object if it has counts."""
-        if not self._shape.counts.search(text):
+        if not self.shape.counts.search(text):
             return False
         # The last is final; those between the first and the last are replaced.
         del self._seen[self._firsts or 0 :]
@@ -248,7 +165,7 @@ class Usage:
 
     def counts(self) -> dict[str, int]:
         """Tokens by Anthropic's field names, later ones over earlier; empty when none were seen."""
-        shape = self._shape
+        shape = self.shape
         found: dict[str, int] = {}
         for text in (*self._seen, self._carry):
             found |= shape.read(shape.counts, text)

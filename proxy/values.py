@@ -26,11 +26,12 @@ from typing import Any
 
 import yaml
 
+from .formats import FORMATS
 from .limits import MOST, PICO
 from .schema import BROKEN, Document, Path, nearest, printable
 from .shapes import text
 
-WIRE_FORMATS = ("anthropic", "openai", "genai", "cohere", "bedrock")
+WIRE_FORMATS = tuple(FORMATS)
 EVENTS = ("connect", "reset", "timeout", "protocol", "stream_error")
 
 
@@ -239,6 +240,13 @@ def webhook_secret(document: Document, node: yaml.Node, path: Path) -> Any:
             ' echo "whsec_$(openssl rand -base64 32)"',
         )
     return held
+
+
+def region(value: str) -> str:
+    """A region of AWS: it becomes a part of host names."""
+    if not re.fullmatch("[a-z]{2}(-[a-z]+)+-[0-9]{1,2}", value):
+        raise ValueError("wanted a region of AWS, such as us-east-1")
+    return value
 
 
 def provider_name(value: str) -> str:

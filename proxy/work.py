@@ -16,11 +16,12 @@ import time
 import zlib
 from collections.abc import Awaitable, Callable
 
-from . import errors, headers, jobheads
+from . import errors, headers, inbound, jobheads
 from .attempt import Served
 from .bodies import Bodies
 from .errors import ProxyError, Source
 from .exchange import Exchange, Phase
+from .formats import ANTHROPIC, FORMATS
 from .handle import Handler, served_by
 from .incoming import Original
 from .job import Ending, Held, Job
@@ -248,9 +249,11 @@ def _interruption(held: Held) -> ProxyError:
 
 
 def _refusal(error: ProxyError, wire_format: str, request_id: str) -> tuple[jobheads.Answer, bytes]:
-    fields = (headers.JSON, (b"request-id", request_id.encode()), *error.headers)
-    lines = headers.Head(fields).lines
-    return jobheads.Answer(b"", lines, False, "", b""), errors.body(error, request_id, wire_format)
+    form = FORMATS.get(wire_format, ANTHROPIC)
+    own = ((form.request_id, request_id.encode()), *form.error_fields(error))
+    fields = (headers.JSON, *own, *error.headers)
+    lines = inbound.Head(fields).lines
+    return jobheads.Answer(b"", lines, False, "", b""), form.body(error, request_id)
 
 
 class _First:

@@ -17,10 +17,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from proxy import coding, config, errors, headers, plan, routes, sse, values
+from proxy import coding, config, headers, plan, routes, sse, values
 from proxy.body import scan, splice
 from proxy.connection import Origin
 from proxy.errors import ProxyError, Source
+from proxy.formats import ANTHROPIC, FORMATS
 from proxy.routes import Kind
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -96,7 +97,7 @@ def test_the_fields_that_go_upstream(
     chunked = length is None and not keep
     head = headers.Outgoing(fields).head(
         host=b"h:1",
-        own=headers.credential("anthropic", "sk-test-own") if has_key else None,
+        own=ANTHROPIC.own_credential("sk-test-own") if has_key else None,
         keep_credentials=keep,
         identity=identity,
         length=length,
@@ -151,8 +152,10 @@ TARGETS = st.builds(
     st.lists(st.sampled_from(PARTS) | st.binary(max_size=3), max_size=6),
 )
 METHODS = st.sampled_from(["GET", "POST", "HEAD", "DELETE", "CONNECT", "TRACE", "PURGE"])
+MODEL_PATHS = list(ANTHROPIC.paths)
 LABELS = {"probe", "/health", "/metrics", "/anthropic/*", "/anthropic/v1/messages/batches"}
-LABELS |= {"/anthropic" + path.decode() for path in routes.MODEL_PATHS["anthropic"]}
+LABELS |= {"/openai/*", "/v1/models"} | {"/openai/v1" + path.decode() for path in FORMATS["openai"].paths}
+LABELS |= {"/anthropic" + path.decode() for path in MODEL_PATHS}
 
 READERS: dict[str, Callable[[bytes], bytes]] = {
     "decodes": unquote_to_bytes,
@@ -189,7 +192,7 @@ DISGUISES: list[Callable[[bytes, int], bytes]] = [
 @st.composite
 def disguised(draw: st.DrawFn) -> bytes:
     """A model route that has been made to look like another, at most as often as paths are decoded here."""
-    path = draw(st.sampled_from(routes.MODEL_PATHS["anthropic"]))
+    path = draw(st.sampled_from(MODEL_PATHS))
     for disguise in draw(st.lists(st.sampled_from(DISGUISES), max_size=3)):
         path = disguise(path, draw(st.integers(0, len(path) - 1)))
     return path
@@ -233,7 +236,7 @@ def test_no_reading_of_a_path_leads_past_the_rules(target: bytes, reader: list[s
     for step in reader:
         path = READERS[step](path)
     assert not {b".", b".."} & set(path.split(b"/"))
-    assert route.kind is Kind.MODEL or path not in routes.MODEL_PATHS["anthropic"]
+    assert route.kind is Kind.MODEL or path not in MODEL_PATHS
 
 
 # Plans, codings, errors.
@@ -258,23 +261,21 @@ NAMES = st.sampled_from([*CONFIG.providers, "fast", "a", "b", "claude-3", ""])
 MODELS = (TEXT | st.lists(NAMES, min_size=1, max_size=3).map("/".join)).filter(bool)
 
 
-@given(MODELS, st.lists(MODELS, max_size=40), st.booleans())
+@given(MODELS, st.lists(MODELS, max_size=40))
 @settings(max_examples=300, deadline=None)
-@example("m", ["local/x"] * 31, True)
-@example("m", ["local/x"] * 32, True)
-def test_a_plan_keeps_credentials_where_they_belong(model: str, fallbacks: list[str], plain: bool) -> None:
+@example("m", ["local/x"] * 31)
+@example("m", ["local/x"] * 32)
+def test_a_plan_keeps_credentials_where_they_belong(model: str, fallbacks: list[str]) -> None:
     """Every target speaks the format and has credentials; the body that it gets asks for its model."""
     body = json.dumps({"model": model, "fallbacks": fallbacks, "x": [model]}, ensure_ascii=False).encode()
     found = scan(body)
     assert (found.model, found.fallbacks) == (model, tuple(fallbacks))
     planner = plan.Planner(CONFIG)
-    chosen = attempt(planner.plan, "anthropic", found, plain=plain)
+    chosen = attempt(planner.plan, "anthropic", found.model, found.fallbacks)
     if isinstance(chosen, ProxyError):
-        # With fallbacks to cut out, even with none of them, it would have to be rewritten.
-        assert chosen.status == 400 or (chosen.status == 415 and not plain)
+        assert chosen.status == 400
         return
-    assert plain
-    assert planner.plan("anthropic", found, plain=True) == chosen
+    assert planner.plan("anthropic", found.model, found.fallbacks) == chosen
     indices = [target.index for target in chosen.targets]
     assert indices == sorted(set(indices))
     assert max(indices) < len(chosen.targets) + len(chosen.skipped) <= plan.MAX_TARGETS
@@ -305,14 +306,14 @@ def test_a_coding_is_undone_or_refused(body: bytes, name: str, data: st.DataObje
 def test_every_error_is_json(status: int, message: str, request_id: str) -> None:
     """In Anthropic's shape, as an answer and as an event; what UTF-8 cannot say is replaced."""
     error = ProxyError(status, message)
-    body = json.loads(errors.body(error, request_id))
+    body = json.loads(ANTHROPIC.body(error, request_id))
     assert list(body) == ["type", "error", "request_id"]
     assert (body["type"], body["request_id"]) == ("error", request_id)
     assert re.fullmatch("[a-z_]+_error|request_too_large", body["error"]["type"])
     assert body["error"]["message"] == message.encode("utf-8", "replace").decode()
-    event = sse.our_error(error, request_id)
+    event = ANTHROPIC.error_event(ANTHROPIC.body(error, request_id))
     assert sse.first_event(event) == event
-    assert sse.is_error(event)
+    assert ANTHROPIC.is_error.search(event)
 
 
 # Values of the config.
@@ -360,7 +361,7 @@ def test_a_secret_is_fit_for_a_header_or_refused(
     assert "a1B2c3D4" not in repr(loaded)
     shown = loaded.providers["p"].keys[0].value.reveal()
     assert shown == (secret if reference == "env.KEY" else secret.rstrip("\r\n"))
-    _, field = headers.credential("openai", shown)
+    _, field = FORMATS["openai"].own_credential(shown)
     assert re.fullmatch(rb"Bearer [!-~\xa0-\xff]([ -~\xa0-\xff]*[!-~\xa0-\xff])?", field)
 
 

@@ -71,14 +71,14 @@ def test_a_served_path(method: str, target: bytes, kind: Kind, path: bytes) -> N
 
 
 def test_a_bare_path_with_the_version_header_is_anthropics() -> None:
-    """Any bare /v1/ path is Anthropic's when the request says so, and nobody's otherwise."""
-    assert match("GET", b"/v1/models", anthropic_version=True).path == b"/v1/models"
-    with pytest.raises(ProxyError, match="anthropic-version"):
-        match("GET", b"/v1/models", anthropic_version=False)
+    """Any bare /v1/ path is Anthropic's when the request says so, and the unified API's otherwise."""
+    assert match("GET", b"/v1/files", anthropic_version=True).path == b"/v1/files"
+    route = match("GET", b"/v1/files", anthropic_version=False)
+    assert (route.wire_format, route.prefix, route.path) == ("openai", b"/v1", b"/files")
 
 
 @pytest.mark.parametrize(
-    "target", [b"/", b"/nope", b"/anthropic", b"/anthropicx/v1/messages", b"/v1/messagesx", b"/api/x"]
+    "target", [b"/", b"/nope", b"/anthropic", b"/anthropicx/v1/messages", b"/v2/chat", b"/api/x"]
 )
 def test_an_unknown_path_is_a_404(target: bytes) -> None:
     """Only what is served is relayed."""

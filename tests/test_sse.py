@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy import sse
+from proxy.formats import ANTHROPIC
 
 LINE_ENDS = (b"\n", b"\r\n", b"\r")
 
@@ -91,9 +92,11 @@ def test_the_first_event_is_found_when_it_is_whole(end: bytes) -> None:
 )
 def test_an_error_event_is_told_by_its_name(data: bytes, is_error: bool) -> None:
     """The `event` field decides, wherever it stands among the lines."""
-    assert sse.is_error(data) is is_error
+    assert bool(ANTHROPIC.is_error.search(data)) is is_error
 
 
 def test_an_error_event_is_one_event() -> None:
     """Line ends in upstream's JSON would end the event early; they become spaces."""
-    assert sse.error_event(b'{\n "type": "error"\r\n}') == b'event: error\ndata: {  "type": "error"  }\n\n'
+    assert (
+        ANTHROPIC.error_event(b'{\n "type": "error"\r\n}') == b'event: error\ndata: {  "type": "error"  }\n\n'
+    )

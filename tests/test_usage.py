@@ -16,7 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy import usage
-from proxy.usage import SHAPES, Usage
+from proxy.formats import FORMATS
+from proxy.usage import Usage
+
+SHAPES = {name: form.usage for name, form in FORMATS.items() if name != "azure"}
 
 STREAM = (
     b'event: message_start\ndata: {"type":"message_start","message":{"id":"m","usage":{"input_tokens":25,'
@@ -33,7 +36,7 @@ EXPECTED = {
 
 
 def fed(wire_format: str, chunks: Iterable[bytes]) -> Usage:
-    seen = Usage(wire_format)
+    seen = Usage(SHAPES[wire_format])
     for chunk in chunks:
         seen.feed(chunk)
     return seen
@@ -283,7 +286,7 @@ def test_an_answer_cut_short_counts_only_what_was_said(
     """Wherever it ends, its input and its output are numbers that were there in full, or the sum of two."""
     said = {0, *map(int, re.findall(r"\d+", data.decode()))}
     said |= {a + b for a in said for b in said}
-    seen = Usage(wire_format)
+    seen = Usage(SHAPES[wire_format])
     for i in range(len(data)):
         seen.feed(data[i : i + 1])
         found = seen.counts()
@@ -408,7 +411,7 @@ def test_an_object_that_never_ends_hides_no_other() -> None:
     ]
     expected = {"input_tokens": 5, "cache_read_input_tokens": 1}
     assert counted(*parts) == counted(b"".join(parts)) == expected
-    seen = Usage()
+    seen = Usage(SHAPES["anthropic"])
     calls = told(seen)
     for part in parts:
         seen.feed(part)
@@ -517,7 +520,7 @@ def told(seen: Usage) -> list[dict[str, int]]:
 
 def test_new_counts_are_told_once_and_are_there() -> None:
     """The hook is called once after a chunk that changed the counts, and not after others."""
-    seen = Usage()
+    seen = Usage(SHAPES["anthropic"])
     calls = told(seen)
     for event in STREAM.split(b"\n\n"):
         seen.feed(event + b"\n\n")
@@ -528,7 +531,7 @@ def test_new_counts_are_told_once_and_are_there() -> None:
 
 def test_an_object_in_pieces_is_told_when_it_is_whole() -> None:
     """A mark whose numbers come in a later chunk is told of with that one."""
-    seen = Usage()
+    seen = Usage(SHAPES["anthropic"])
     calls = told(seen)
     for byte in STREAM:
         seen.feed(bytes([byte]))
@@ -537,7 +540,7 @@ def test_an_object_in_pieces_is_told_when_it_is_whole() -> None:
 
 def test_null_and_talk_are_not_told() -> None:
     """The null of OpenAI's chunks, an object without counts and an escaped word are no news."""
-    seen = Usage("openai")
+    seen = Usage(SHAPES["openai"])
     calls = told(seen)
     for event in (chunk("a", usage=None), chunk(TALK), {"usage": {}}, {"metadata": {"usage": "x"}}):
         seen.feed(sse(event))
@@ -571,7 +574,7 @@ def calls_of_one_feed(seen: Usage, data: bytes) -> list[str]:
 @pytest.mark.parametrize("data", [sse({"delta": {"text": TALK}}), b"half an event", b"\n", b""])
 def test_a_chunk_without_a_mark_costs_one_search(data: bytes, wire_format: str) -> None:
     """Nothing is called but the search and the look at the chunk's end, hook or not."""
-    seen = Usage(wire_format)
+    seen = Usage(SHAPES[wire_format])
     told(seen)
     seen.feed(STREAM)
     assert calls_of_one_feed(seen, data) == ["feed", "find", "endswith"]
@@ -585,6 +588,7 @@ COUNTED = {
     "openai": "prompt_tokens",
     "genai": "promptTokenCount",
     "cohere": "input_tokens",
+    "bedrock": "inputTokens",
 }
 HOSTILE = {
     "marks": b"%(mark)s",
@@ -620,7 +624,7 @@ def test_a_hostile_answer_is_held_within_bounds(what: str, wire_format: str) -> 
     head = MARK[wire_format] + HEADS.get(what, b"")
     data = head + piece * (2**20 // len(piece))
     for size in (64, 4096, 2**16, 2**20):
-        seen = Usage(wire_format)
+        seen = Usage(SHAPES[wire_format])
         for at in range(0, len(data), size):
             seen.feed(data[at : at + size])
             assert held(seen) <= 3 * usage._WINDOW + 2**8
@@ -633,7 +637,7 @@ def test_the_time_for_hostile_chunks_grows_with_their_length_only() -> None:
     def seconds(data: bytes) -> float:
         best = float("inf")
         for _ in range(5):
-            seen = Usage()
+            seen = Usage(SHAPES["anthropic"])
             begin = time.perf_counter()
             seen.feed(data)
             best = min(best, time.perf_counter() - begin)

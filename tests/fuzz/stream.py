@@ -14,6 +14,7 @@ import pytest
 from fuzz.mutate import pieces_of
 
 from proxy import sse, usage
+from proxy.formats import ANTHROPIC as FORM
 
 WORDS = (
     b"event: message_stop\n",
@@ -117,7 +118,7 @@ def ends_with_an_end(data: bytes) -> bool:
 def check_first_event(data: bytes, between: list[bool]) -> None:
     """It ends with the first empty line behind anything else, and with all of that line's end."""
     event = sse.first_event(data)
-    sse.is_error(event or data)  # Must not raise.
+    FORM.is_error.search(event or data)  # Must not raise.
     if data[:1] in (b"\r", b"\n"):
         # Empty lines in front of the first event may count as one.
         assert event is None or data.startswith(event)
@@ -130,14 +131,14 @@ def check_first_event(data: bytes, between: list[bool]) -> None:
 
 def check_error_event(data: bytes) -> None:
     """Whatever it holds, it is one event, and its name is error."""
-    event = sse.error_event(data)
+    event = FORM.error_event(data)
     assert sse.first_event(event) == event
-    assert sse.is_error(event)
-    assert len(event) == len(sse.error_event(b"")) + len(data)
+    assert FORM.is_error.search(event)
+    assert len(event) == len(FORM.error_event(b"")) + len(data)
 
 
 def counted(pieces: list[bytes]) -> dict[str, int]:
-    seen = usage.Usage()
+    seen = usage.Usage(FORM.usage)
     for piece in pieces:
         seen.feed(piece)
     return seen.counts()

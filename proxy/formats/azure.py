@@ -1,0 +1,42 @@
+"""Azure's OpenAI: OpenAI's bytes at other paths, with the key in ``api-key``.
+
+Facts
+  - A base URL is a resource, ``https://NAME.openai.azure.com``; the SDK puts ``/openai`` behind it.
+  - A deployment stands in the path, ``/openai/deployments/{deployment}/chat/completions?api-version=…``, and
+    the SDK leaves ``model`` in the body as it is, where it names the same (openai-python, ``lib/azure.py``).
+  - Other paths, those of the v1 API, ``/openai/v1/…``, too, have it in the body (Microsoft Learn, API
+    versions).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from types import MappingProxyType
+
+from .format import Listing, Method, Place
+from .openai import OPENAI, PATHS
+
+_METHODS = {
+    path[1:]: Method(path[1:].decode(), place=Place.FORM if place is Place.FORM else Place.PATH)
+    for path, place in PATHS.items()
+}
+
+AZURE = dataclasses.replace(
+    OPENAI,
+    name="azure",
+    label="",
+    paths=MappingProxyType(
+        {begin + path: place for begin in (b"/openai", b"/openai/v1") for path, place in PATHS.items()}
+    ),
+    credential=(b"api-key", b""),
+    named=re.compile(
+        rb"/openai/deployments/(?P<model>.+?)/(?P<method>%b)" % b"|".join(map(re.escape, _METHODS)), re.I
+    ),
+    methods=MappingProxyType(_METHODS),
+    label_of_named="/azure/openai/deployments/{model}/",
+    body_model="",
+    read=None,
+    listing=Listing(b"/openai/v1/models", "data", "id"),
+    pending=MappingProxyType({}),
+)

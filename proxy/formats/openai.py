@@ -1,0 +1,115 @@
+"""OpenAI's wire format, which many providers speak; and the unified API.
+
+Facts
+  - An error is ``{"error":{"message":M,"type":T,"param":null,"code":null}}`` (openai/openai-openapi, schema
+    ErrorResponse). SDKs raise for an event of a stream whose data have an ``error``.
+  - ``/images/edits`` and its like are forms, ``/images/edits`` also JSON (API reference, images).
+  - ``/responses``, ``/images/*`` and ``/moderations`` need no model (API reference).
+  - ``usage`` is an object in a whole answer and in the last chunk of a stream, and null before.
+    ``cached_tokens`` and ``cache_write_tokens`` are parts of the input (API reference: chat, Responses).
+  - ``/rerank`` and ``/ocr`` are not OpenAI's; providers that are else compatible have them (vLLM, Mistral).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from proxy.errors import ProxyError
+from proxy.usage import shape
+
+from .format import COMMENT_PING, ERROR_EVENT, Format, Listing, Place, text, with_cache
+
+_TYPES = {
+    401: "authentication_error",
+    402: "insufficient_quota",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+"""``error.type`` by status; other 4xx are ``invalid_request_error``, other 5xx ``server_error``."""
+
+_CODES = {402: "insufficient_quota", 429: "rate_limit_exceeded"}
+
+_IS_ERROR = re.compile(rb'(^|[\r\n])(event:[ ]?error[ ]*[\r\n]|data:[ ]?\{\s*"error"\s*:\s*[{"])')
+
+PATHS = MappingProxyType(
+    {
+        **dict.fromkeys(
+            (b"/chat/completions", b"/completions", b"/embeddings", b"/audio/speech", b"/rerank", b"/ocr"),
+            Place.BODY,
+        ),
+        **dict.fromkeys(
+            (b"/responses", b"/responses/input_tokens", b"/images/generations", b"/moderations"), Place.OPTION
+        ),
+        **dict.fromkeys(
+            (
+                *(b"/audio/transcriptions", b"/audio/translations"),
+                *(b"/images/edits", b"/images/variations", b"/videos"),
+            ),
+            Place.FORM,
+        ),
+    }
+)
+
+
+def _error(error: ProxyError, _: str) -> dict[str, Any]:
+    kind = _TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
+    code = _CODES.get(error.status)
+    return {"error": {"message": text(error), "type": kind, "param": None, "code": code}}
+
+
+def _normal(found: Mapping[str, int]) -> dict[str, int]:
+    normal = with_cache(
+        found.get("prompt_tokens", found.get("input_tokens", 0)),
+        found.get("completion_tokens", found.get("output_tokens", 0)),
+        found.get("cached_tokens"),
+        found.get("cache_write_tokens"),
+    )
+    if "ttl_12h_tokens" in found:
+        # The longer of two times that a cache lasts, and the dearer, as Anthropic's hour is.
+        written = normal.get("cache_creation_input_tokens", 0)
+        normal["ephemeral_1h_input_tokens"] = min(found["ttl_12h_tokens"], written)
+    return normal
+
+
+OPENAI = Format(
+    name="openai",
+    label="/openai/v1",
+    paths=PATHS,
+    credential=(b"Authorization", b"Bearer "),
+    request_id=b"x-request-id",
+    error=_error,
+    is_error=_IS_ERROR,
+    event=ERROR_EVENT,
+    ping=COMMENT_PING,
+    usage=shape(
+        b'"usage"',
+        "prompt_tokens completion_tokens input_tokens output_tokens cached_tokens cache_write_tokens "
+        "ttl_12h_tokens",
+        _normal,
+    ),
+    read=re.compile(rb"/models/(?P<model>.+)"),
+    listing=Listing(b"/models", "data", "id", before="models/"),
+    pending=MappingProxyType(
+        {
+            "/openai/v1/chat/completions": {"object": "chat.completion", "created": 0, "choices": []},
+            "/openai/v1/completions": {"object": "text_completion", "created": 0, "choices": []},
+            "/openai/v1/responses": {
+                "object": "response",
+                "created_at": 0,
+                "status": "queued",
+                "output": [],
+                "error": None,
+            },
+            "/openai/v1/embeddings": {
+                "object": "list",
+                "data": [],
+                "usage": {"prompt_tokens": 0, "total_tokens": 0},
+            },
+            "/openai/v1/images/generations": {"created": 0, "data": []},
+        }
+    ),
+)
