@@ -235,9 +235,11 @@ def _no_key_left(target: Target) -> ProxyError:
 
 def _replayable(original: Original, outcome: Outcome) -> bool:
     """Whether the request may be sent once more after `outcome`."""
-    if original.body is not None or outcome.event == "connect":
+    if outcome.event == "connect":
         return True
     if original.upload is not None:
         return False
+    if original.body is not None and original.place is not None:
+        return True
     stale = outcome.error is not None and outcome.error.reused
     return stale or original.method in ("GET", "HEAD")

@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 from . import grants, job, notices, prices, providers, values
+from .formats import FORMATS
 from .grants import ConfiguredKey, Customer, Team
 from .prices import Prices
 from .providers import Key, NetworkConfig, Provider
@@ -123,7 +124,8 @@ class Config:
         _NOTHING,
         mapping(values.wire_format, _STRING),
         "For each wire format, the provider of models that name none, and the only one that may be sent"
-        " the client's own credentials. Where exactly one provider speaks a format, it need not be named.",
+        " the client's own credentials. The only one that speaks a format need not be named, nor the"
+        " format's own: anthropic, openai, gemini for genai, azure, cohere, bedrock.",
     )
     models: Mapping[str, tuple[str, ...]] = setting(
         _NOTHING,
@@ -236,7 +238,12 @@ def _with_defaults(document: Document, config: Config) -> Config:
     if not config.providers:
         document.problem(("providers",), "is empty; name at least one provider")
     speakers: dict[str, list[str]] = {wire_format: [] for wire_format in WIRE_FORMATS}
-    readable = {name: provider for name, provider in config.providers.items() if provider is not BROKEN}
+    readable = {
+        name: providers.completed(document, ("providers", name), provider)
+        for name, provider in config.providers.items()
+        if provider is not BROKEN
+    }
+    config = dataclasses.replace(config, providers=MappingProxyType({**config.providers, **readable}))
     for name, provider in readable.items():
         providers.check(document, ("providers", name), provider)
         for wire_format in provider.base_urls if provider.base_urls is not BROKEN else ():
@@ -252,7 +259,12 @@ def _with_defaults(document: Document, config: Config) -> Config:
             document.problem(path, _dangling(name, config))
         elif told and name not in speakers[wire_format]:
             document.problem(path, f'provider "{name}" has no base URL for {wire_format}')
-    implied = {wire_format: names[0] for wire_format, names in speakers.items() if len(names) == 1}
+    own = {wire_format: FORMATS[wire_format].own_provider for wire_format in WIRE_FORMATS}
+    implied = {
+        wire_format: names[0] if len(names) == 1 else own[wire_format]
+        for wire_format, names in speakers.items()
+        if len(names) == 1 or own.get(wire_format) in names
+    }
     defaults = {**implied, **config.default_providers}
     return dataclasses.replace(config, default_providers=MappingProxyType(defaults))
 

@@ -7,11 +7,11 @@ Facts
     ``filename``. ``name*`` is not allowed, Content-Transfer-Encoding is no longer (RFC 7578, 4.2 and 4.7).
   - Fields come in any order: openai-python sends files last, browsers, Node and curl as they were added.
   - Readers of one form may find different models in it (run on 2026-11-22). Werkzeug 3.1 and Python's email
-    end lines at a lone LF, too; Django 5.2 finds a boundary within a line, and a part behind the last one. They
-    take a boundary right behind a head for a delimiter. Of two dispositions python-multipart 0.0.34 and Django
-    read the last, email, Werkzeug and busboy 1.6 the first. Werkzeug reads ``mod\\el`` as `model`; formidable 3.5
-    finds ``name=model`` in the name of a file; busboy drops a field for two semicolons in a row. Some decode
-    base64, and Node's undici drops a BOM.
+    end lines at a lone LF, too. Django 5.2 finds a boundary within a line, and a part behind the last one. All
+    three take a boundary right behind a head for a delimiter. Of two dispositions python-multipart 0.0.34 and
+    Django read the last, email, Werkzeug and busboy 1.6 the first. Werkzeug reads ``mod\\el`` as `model`;
+    formidable 3.5 finds ``name=model`` in the name of a file; busboy drops a field for two semicolons in a
+    row; some decode base64; Node's undici drops a BOM.
 
 Rules
   1. What is read in two ways is refused where it is seen, in files too. It costs no honest client anything:
@@ -100,8 +100,6 @@ class Search:
         """Of the current part: `model`, `stream`, or empty."""
         self._ascii = False
         self._value = bytearray()
-        self._before = 0
-        """Bytes in front of where the delimiter may be: its CR LF, unless the part has just begun."""
 
     def feed(self, data: bytes) -> bool:
         """Read on; whether the model is known. Raises `ProxyError` 400 if no form can become of it."""
@@ -150,7 +148,7 @@ class Search:
         return True
 
     def _behind_end(self) -> bool:
-        """What follows the last delimiter: line ends at most, and no epilogue. Django reads it as one more part."""
+        """Line ends at most. RFC 2046 has an epilogue, but forms have none, and Django reads it as a part."""
         rest = self._window[self._pos :]
         self._pos += len(rest) - len(rest.lstrip(b"\r\n"))
         if self._pos < len(self._window):
@@ -213,11 +211,10 @@ class Search:
         self._read = Search._data
         self._name = name
         self._value.clear()
-        self._before = 0
 
     def _data(self) -> bool:
         window, start = self._window, self._pos
-        at = window.find(self._dash, start + self._before)
+        at = window.find(self._dash, start)
         # What comes next may complete a delimiter, of which all but one byte may be here.
         end = max(start, (at if at >= 0 else len(window) - len(self._dash) + 1) - 2)
         if self._name == b"model" and len(self._value) + end - start > LONGEST:
@@ -227,7 +224,6 @@ class Search:
             self._value += window[start : min(end, start + LONGEST + 1)]
         self._pos = end
         if at < 0:
-            self._before = 2 if end > start else self._before
             return False
         if window[end:at] != b"\r\n":
             self._pos = at

@@ -9,12 +9,14 @@ Not here: the other keys of the config (`config`), which provider is asked (`pla
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 
-from . import values
-from .schema import BROKEN, Document, Path
+from . import known, values
+from .schema import BROKEN, Document, Path, nearest
 from .shapes import boolean, mapping, number, optional, record, row, sequence, setting, text
 from .values import Secret
 
@@ -32,7 +34,7 @@ class BedrockKeyConfig:
     access_key: Secret | None = setting(
         None,
         optional(values.secret),
-        "An access key id, as env.NAME or file:PATH. Without one it is the profile's, or what AWS's SDKs "
+        "An access key id, as env.NAME or file:PATH. Without one it is the profile's, or what AWS's SDKs"
         " find: the environment, the shared files, the role of the container or of the machine.",
     )
     secret_key: Secret | None = setting(
@@ -52,17 +54,16 @@ class Key:
     value: Secret | None = setting(
         None,
         optional(values.secret),
-        "The key itself, as env.NAME or file:PATH. Each key has one, or the next.",
+        "The key itself, as env.NAME or file:PATH. A key has this or the next.",
     )
     weight: float = setting(1.0, number(0, 100_000), "Its share of the requests, relative to the other keys.")
     models: tuple[str, ...] = setting(
         ("*",), sequence(_STRING, least=1), "The models that the key may be used for, as shell globs."
     )
-
     bedrock_key_config: BedrockKeyConfig | None = setting(
         None,
         optional(record(BedrockKeyConfig)),
-        "What signs requests for Amazon Bedrock, instead of a value.",
+        "What signs requests for AWS, instead of a value.",
     )
 
     def allows(self, model: str) -> bool:
@@ -95,11 +96,11 @@ class Provider:
     """A named upstream. `base_urls` maps wire formats to URLs without a slash at the end."""
 
     name: str = field(metadata=row(None, "The provider's name: letters, digits, dots, dashes, underscores."))
-    base_urls: Mapping[str, str] = field(
-        metadata=row(
-            mapping(values.wire_format, text(values.base_url)),
-            "The base URL for each wire format that the provider speaks, as the format's SDK would have it.",
-        )
+    base_urls: Mapping[str, str] = setting(
+        MappingProxyType({}),
+        mapping(values.wire_format, text(values.base_url)),
+        "The base URL for each wire format that the provider speaks, as the format's SDK would have it."
+        " Without any, the provider is the one that is known by this name.",
     )
     keys: tuple[Key, ...] = setting(
         (),
@@ -126,6 +127,29 @@ def _check_key(document: Document, path: Path, key: Key) -> None:
         document.problem((*path, "bedrock_key_config", "profile"), "is for who has no access_key")
     if signing.session_token is not None and signing.access_key is None:
         document.problem((*path, "bedrock_key_config", "session_token"), "belongs to an access_key")
+
+
+def completed(document: Document, path: Path, provider: Provider) -> Provider:
+    """`provider` with the base URLs that are known, if the file has none."""
+    if provider.base_urls is BROKEN or provider.base_urls or not document.sound((*path, "base_urls")):
+        return provider
+    found = known.PROVIDERS.get(provider.name)
+    if found is None or not found.base_urls:
+        near = nearest(provider.name, known.PROVIDERS)
+        wrong = f"is missing, and no provider that is known by this name has any{near}"
+        document.problem((*path, "base_urls"), wrong)
+        return provider
+    keys = () if provider.keys is BROKEN else provider.keys
+    signing = (key.bedrock_key_config for key in keys if key is not BROKEN)
+    regions = {each.region for each in signing if each is not None and each is not BROKEN} - {BROKEN}
+    if any("{region}" in url for url in found.base_urls.values()) and len(regions) != 1:
+        wrong = "is missing, and the provider's keys do not name one region (bedrock_key_config), from which it follows"
+        document.problem((*path, "base_urls"), wrong)
+        return provider
+    region = next(iter(regions), "")
+    urls = {name: url.replace("{region}", region) for name, url in found.base_urls.items()}
+    is_key_less = provider.is_key_less or (found.is_key_less and not keys)
+    return dataclasses.replace(provider, base_urls=MappingProxyType(urls), is_key_less=is_key_less)
 
 
 def check(document: Document, path: Path, provider: Provider) -> None:

@@ -120,6 +120,8 @@ def _roots() -> Iterator[Root]:
 ROOTS = tuple(sorted(_roots(), key=lambda root: -len(root.begins)))
 """The longest first."""
 
+_BARE_ROOT = next(root for root in ROOTS if root.begins == b"/v1/")
+
 ASYNC = b"/v1/async/"
 
 ASYNC_PATHS = MappingProxyType(
@@ -214,11 +216,15 @@ def _match(method: str, target: bytes, anthropic_version: bool) -> Route:
     if target.startswith(ASYNC):
         return _job(method, target.removeprefix(ASYNC))
     root = _root(target)
+    if root in (None, _BARE_ROOT):
+        bare = [read for read in readings if read.startswith(b"/v1/")]
+        if bare and (anthropic_version or any(map(_BARE.match, bare))):
+            # An Anthropic SDK whose base URL is our root.
+            root = Root(b"", b"", FORMATS["anthropic"])
+        elif bare and root is None:
+            raise _bad_target()
     if root is None:
         raise nothing()
-    if target.startswith(b"/v1/") and (anthropic_version or any(map(_BARE.match, readings))):
-        # An Anthropic SDK whose base URL is our root.
-        root = Root(b"/v1/", b"", FORMATS["anthropic"])
     return _below(method, root, target, readings)
 
 
@@ -325,7 +331,7 @@ def _checked(path: bytes) -> list[bytes]:
     if any(map(_DOT_SEGMENT.search, readings)):
         raise _bad_target()
     here = _root(path)
-    if any(there is not here for there in map(_root, readings) if there is not None):
+    if any(there is not here for there in map(_root, readings) if there not in (None, _BARE_ROOT)):
         # What is one only after decoding would not be cut off the raw target.
         raise _bad_target()
     return readings

@@ -14,7 +14,7 @@ from hostile_case import BODY, CHUNKED, CHUNKED_BODY, SIZED, VERSION, Case, got,
 NOT_FOUND: dict[str, bytes] = {
     "the root": b"/",
     "unknown": b"/unknown",
-    "openai's unified path": b"/v1/models",
+    "another version of a unified path": b"/v2/models",
     "no separator": b"/anthropicv1/messages",
     "the prefix alone": b"/anthropic",
     "the prefix with a query": b"/anthropic?/v1/messages",

@@ -354,7 +354,42 @@ ONE: dict[str, Row] = {
         "a provider's name begins with a letter or digit",
     ),
     "key without a name": of_key("{value: env.GOOD_KEY}", "name", "is missing"),
-    "key without a value": of_key("{name: a}", "value", "is missing"),
+    "key without a value": (
+        with_key("{name: a}"),
+        "providers.anthropic.keys[0]",
+        5,
+        "has a value or a bedrock_key_config, one of the two",
+    ),
+    "key with both": (
+        with_key("{name: a, value: env.GOOD_KEY, bedrock_key_config: {region: us-east-1}}"),
+        "providers.anthropic.keys[0]",
+        5,
+        "has a value or a bedrock_key_config, one of the two",
+    ),
+    "half of a pair that signs": (
+        with_key("{name: a, bedrock_key_config: {region: us-east-1, access_key: env.GOOD_KEY}}"),
+        "providers.anthropic.keys[0].bedrock_key_config",
+        5,
+        "access_key and secret_key go together",
+    ),
+    "region": (
+        with_key("{name: a, bedrock_key_config: {region: evil.test/}}"),
+        "providers.anthropic.keys[0].bedrock_key_config.region",
+        5,
+        "wanted a region of AWS, such as us-east-1",
+    ),
+    "no base URLs": (
+        "providers:\n  grok: {}\n",
+        "providers.grok.base_urls",
+        2,
+        "is missing, and no provider that is known by this name has any",
+    ),
+    "no region": (
+        "providers:\n  bedrock: {}\n",
+        "providers.bedrock.base_urls",
+        2,
+        "is missing, and the provider's keys do not name one region",
+    ),
     "negative weight": of_key("{name: a, value: env.GOOD_KEY, weight: -1}", "weight", "from 0 to 100000"),
     "no weight": (
         with_key("{name: a, value: env.GOOD_KEY, weight: 0}"),
@@ -658,9 +693,10 @@ def test_any_number_survives(value: float) -> None:
 
 
 def test_implied_default_provider() -> None:
-    """Exactly one provider that speaks a format is its default; of two, none is, unless one is named."""
+    """The only one that speaks a format is its default; of two the format's own is, or whoever is named."""
     two = f"{BACKUP}  third: {{base_urls: {{openai: http://127.0.0.1:1/v1}}}}\n"
-    assert loaded(two).default_providers == {"openai": "third"}
+    assert loaded(two).default_providers == {"openai": "third", "anthropic": "anthropic"}
+    assert loaded(two.replace("  anthropic:", "  other:")).default_providers == {"openai": "third"}
     named = loaded(f"{two}default_providers: {{anthropic: backup}}\nmodels: {{a: [backup/b, third/b]}}\n")
     assert named.default_providers == {"openai": "third", "anthropic": "backup"}
 

@@ -17,11 +17,12 @@ from proxy.config import Config, Key, NetworkConfig, Provider
 from proxy.grants import Budget, ConfiguredKey, Customer, ProviderConfig, RateLimit, Team
 from proxy.job import Settings
 from proxy.notices import Webhook
+from proxy.providers import BedrockKeyConfig
 
 CONF = Path(__file__).parent.parent / "conf"
 SHIPPED = sorted(set(CONF.glob("*.yaml")) - {CONF / "prices.yaml"})
 CLASSES = (
-    *(Config, Provider, Key, NetworkConfig),
+    *(Config, Provider, Key, BedrockKeyConfig, NetworkConfig),
     *(ConfiguredKey, ProviderConfig, Team, Customer, Budget, RateLimit, Settings, Webhook),
 )
 FIELDS = [(cls, field) for cls in CLASSES for field in dataclasses.fields(cls)]
@@ -35,7 +36,12 @@ NAMED = {
 """By key: what stands there under names of its own."""
 
 LISTED = {"keys": Key, "provider_configs": ProviderConfig, "budgets": Budget}
-INSIDE = {"network_config": NetworkConfig, "rate_limit": RateLimit, "jobs": Settings}
+INSIDE = {
+    "network_config": NetworkConfig,
+    "rate_limit": RateLimit,
+    "jobs": Settings,
+    "bedrock_key_config": BedrockKeyConfig,
+}
 BY_NAME = pytest.mark.parametrize(
     ("cls", "field"), FIELDS, ids=[f"{cls.__name__}.{field.name}" for cls, field in FIELDS]
 )

@@ -85,6 +85,8 @@ class Format:
     ping: bytes
     """What keeps a stream alive between two events, and every SDK of the format ignores."""
     usage: Shape
+    provider: str = ""
+    """What its own provider is called; the name of the format."""
     label: str = ""
     """What stands before a path in the names of operations, for metrics; the name of the format."""
     bearers: tuple[str, ...] = ()
@@ -109,6 +111,11 @@ class Format:
     listing: Listing | None = None
     pending: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: NOTHING)
     """By operation: what a client gets, beside ``id`` and ``model``, for a job that is not over."""
+
+    @property
+    def own_provider(self) -> str:
+        """What its own provider is called where nobody says otherwise."""
+        return self.provider or self.name
 
     def operation(self, path: bytes) -> str:
         """What a POST to this path is called; its name in metrics."""

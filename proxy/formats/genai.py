@@ -71,6 +71,7 @@ def _normal(found: Mapping[str, int]) -> dict[str, int]:
 
 GENAI = Format(
     name="genai",
+    provider="gemini",
     paths=MappingProxyType({}),
     named=re.compile(rb"/[^/]+/(?:publishers/[^/]+/)?models/(?P<model>.+)(?::|%3a)(?P<method>[a-z]+)", re.I),
     methods=MappingProxyType({method.name.lower().encode(): method for method in _METHODS}),
