@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import dataclasses
 import gc
+import importlib.util
 import logging
 import os
 import resource
@@ -20,7 +21,7 @@ from typing import Any
 
 from . import __version__, config, demo, errors, keycommand, local, systemd, values
 from .accesslog import AccessLog
-from .config import Config, ConfigError, Provider
+from .config import Config, ConfigError, Problem, Provider
 from .server import Server, start_failure
 
 logger = logging.getLogger("proxy")
@@ -95,11 +96,16 @@ def _show(listen: str, *, once: bool) -> int:
 
 
 def _load(path: str | None) -> Config:
+    can_sign = importlib.util.find_spec("botocore") is not None
     if path is None:
-        return local.local_config(os.environ)
+        return local.local_config(os.environ, can_sign=can_sign)
     beside = Path(path).parent
     source = Path(path).read_text("utf-8")
     loaded = config.load(source, os.environ, lambda name: (beside / name).read_text("utf-8"))
+    signing = [name for name, provider in loaded.providers.items() if any(key.signs for key in provider.keys)]
+    if signing and not can_sign:
+        missing = "has a bedrock_key_config, which needs: pip install 'verbatim-proxy[bedrock]'"
+        raise ConfigError([Problem(f"providers.{name}.keys", 0, missing) for name in signing])
     if loaded.store is None or not loaded.store.startswith("sqlite:"):
         return loaded
     return dataclasses.replace(loaded, store=f"sqlite:{beside / loaded.store.removeprefix('sqlite:')}")

@@ -149,7 +149,7 @@ class Runner:
         """One attempt."""
         exchange.phase = exchange.phase if exchange.committed else Phase.HEAD
         try:
-            if key is not None and key.bedrock_key_config is not None and self._signer is not None:
+            if key is not None and key.signs and self._signer is not None:
                 request = await self._signer.sign(key, request)
             answer = await self._upstream.open(request)
         except ProxyError as error:

@@ -7,8 +7,8 @@ Facts
     ``filename``. ``name*`` is not allowed, Content-Transfer-Encoding is no longer (RFC 7578, 4.2 and 4.7).
   - Fields come in any order: openai-python sends files last, browsers, Node and curl as they were added.
   - Readers of one form may find different models in it (run on 2026-11-22). Werkzeug 3.1 and Python's email
-    end lines at a lone LF, too. Django 5.2 finds a boundary within a line, and a part behind the last one. All
-    three take a boundary right behind a head for a delimiter. Of two dispositions python-multipart 0.0.34 and
+    end lines at a lone LF. Django 5.2 finds a boundary within a line, and a part behind the last one. All of
+    them take a boundary right behind a head for a delimiter. Of two dispositions python-multipart 0.0.34 and
     Django read the last, email, Werkzeug and busboy 1.6 the first. Werkzeug reads ``mod\\el`` as `model`;
     formidable 3.5 finds ``name=model`` in the name of a file; busboy drops a field for two semicolons in a
     row; some decode base64; Node's undici drops a BOM.
@@ -33,7 +33,7 @@ What it costs, measured on 2026-11-22 on a 2-core Xeon with Debian's CPython 3.1
 of 1400 bytes (0.7). A part costs 3 µs. The slowest known, all dashes with a boundary nearly of dashes, pass
 with 35 MB/s; parts whose head has 8 KiB with 17 MB/s.
 
-Not here: JSON (`body`), what a model's name means (`plan`), putting another one into the form.
+Not here: JSON (`body`), who must name a model (`formats`), what its name means (`plan`), putting in another.
 """
 
 from __future__ import annotations
@@ -111,12 +111,10 @@ class Search:
         return self.span is not None
 
     def end(self) -> None:
-        """All of the body has been fed. Raises `ProxyError` 400 if it is no whole form, or has no model."""
-        at = self._base + len(self._window)
+        """All of the body has been fed. Raises `ProxyError` 400 if it is no whole form; a model may lack."""
         if not self._closed:
+            at = self._base + len(self._window)
             raise bad(at, "the form ends too early", "end it with its boundary between `--` and `--`")
-        if self.span is None:
-            raise bad(at, "the form ends without a field `model`", "add it, the name of a model")
 
     def _opening(self) -> bool:
         """The first delimiter. Nothing may be in front of it but its own CR LF, which most leave out."""

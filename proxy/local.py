@@ -4,9 +4,10 @@ Facts
   - The variables are those that the providers' own SDKs read; of two, the first that is set counts.
 
 Rules
-  1. A provider has a key of its own where the environment has one; else the client's credentials go through.
+  1. A provider has a key of its own where the environment has one. The wire formats' own providers are there
+     without one too, for the client's credentials; the others only with one, or if they want none.
 
-Not here: what a config means (`config`).
+Not here: what a config means (`config`), which providers are known (`known`).
 """
 
 from __future__ import annotations
@@ -14,41 +15,51 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from . import values
+from . import known, values
 from .config import Config, ConfigError, Key, Problem, Provider
+from .formats import FORMATS
+from .providers import BedrockKeyConfig
 
-_LOCAL = (
-    ("anthropic", {"anthropic": "https://api.anthropic.com", "openai": "https://api.anthropic.com/v1"}),
-    ("openai", {"openai": "https://api.openai.com/v1"}),
-    ("gemini", {"genai": "https://generativelanguage.googleapis.com"}),
-    ("cohere", {"cohere": "https://api.cohere.com"}),
-)
-_VARIABLES = {
-    "anthropic": ("ANTHROPIC_API_KEY",),
-    "openai": ("OPENAI_API_KEY",),
-    "gemini": ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
-    "cohere": ("COHERE_API_KEY", "CO_API_KEY"),
-}
+_REGION = ("AWS_REGION", "AWS_DEFAULT_REGION")
 
 
-def local_config(environ: Mapping[str, str]) -> Config:
+def local_config(environ: Mapping[str, str], *, can_sign: bool = False) -> Config:
     """The local dev proxy: the known providers, each with a key from the first of its variables that is set.
 
-    Where none is, the client's own credentials go through. Raises `ConfigError` on a key unfit for a header.
+    `can_sign`: where a region of AWS is set, Bedrock is asked with the credentials that AWS's SDKs find.
+    Raises `ConfigError` on a key unfit for a header, or a region that is none.
     """
+    own = {form.own_provider: form.name for form in FORMATS.values()}
     providers: dict[str, Provider] = {}
     problems: list[Problem] = []
-    for name, base_urls in _LOCAL:
-        variables = [variable for variable in _VARIABLES[name] if environ.get(variable)]
-        keys: tuple[Key, ...] = ()
+    for name, found in known.PROVIDERS.items():
         try:
-            keys = tuple(
-                Key(variable, values.checked(environ[variable], variable)) for variable in variables[:1]
-            )
+            keys = _keys(environ, found)
+            region = _region(environ) if "{region}" in "".join(found.base_urls.values()) else None
         except ValueError as error:
             problems.append(Problem(f"providers.{name}.keys[0].value", 0, str(error)))
-        providers[name] = Provider(name, MappingProxyType(base_urls), keys)
+            continue
+        if region == "":
+            # Its address is not known.
+            continue
+        if region and not keys and can_sign:
+            keys = (Key("aws", bedrock_key_config=BedrockKeyConfig(region)),)
+        if found.base_urls and (keys or found.is_key_less or name in own):
+            urls = {form: url.replace("{region}", region or "") for form, url in found.base_urls.items()}
+            is_key_less = found.is_key_less and not keys
+            providers[name] = Provider(name, MappingProxyType(urls), keys, is_key_less)
     if problems:
         raise ConfigError(problems)
-    defaults = {"anthropic": "anthropic", "openai": "openai", "genai": "gemini", "cohere": "cohere"}
+    defaults = {form: name for name, form in own.items() if name in providers}
     return Config(providers=MappingProxyType(providers), default_providers=MappingProxyType(defaults))
+
+
+def _keys(environ: Mapping[str, str], found: known.Known) -> tuple[Key, ...]:
+    variable = next((name for name in found.variables if environ.get(name)), None)
+    return () if variable is None else (Key(variable, values.checked(environ[variable], variable)),)
+
+
+def _region(environ: Mapping[str, str]) -> str:
+    """The region of AWS that the environment names; empty if it names none."""
+    named = next((environ[name] for name in _REGION if environ.get(name)), "")
+    return values.region(named) if named else ""

@@ -66,6 +66,11 @@ class Key:
         "What signs requests for AWS, instead of a value.",
     )
 
+    @property
+    def signs(self) -> bool:
+        """Whether requests are signed with it, and not shown it."""
+        return self.bedrock_key_config is not None
+
     def allows(self, model: str) -> bool:
         """Whether it may be used for a model."""
         return any(fnmatchcase(model, pattern) for pattern in self.models)
@@ -143,7 +148,9 @@ def completed(document: Document, path: Path, provider: Provider) -> Provider:
     signing = (key.bedrock_key_config for key in keys if key is not BROKEN)
     regions = {each.region for each in signing if each is not None and each is not BROKEN} - {BROKEN}
     if any("{region}" in url for url in found.base_urls.values()) and len(regions) != 1:
-        wrong = "is missing, and the provider's keys do not name one region (bedrock_key_config), from which it follows"
+        wrong = (
+            "is missing, and the provider's keys do not name one region (bedrock_key_config) to infer it from"
+        )
         document.problem((*path, "base_urls"), wrong)
         return provider
     region = next(iter(regions), "")

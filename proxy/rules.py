@@ -92,7 +92,7 @@ class Rules:
 def signer(config: Config) -> Signer | None:
     """What signs requests, where a key has to. Raises RuntimeError when its package is missing."""
     keys = (key for provider in config.providers.values() for key in provider.keys)
-    return Signer() if any(key.bedrock_key_config is not None for key in keys) else None
+    return Signer() if any(key.signs for key in keys) else None
 
 
 def _without_signature(chosen: Plan, *, direct: bool) -> Plan:
