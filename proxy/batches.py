@@ -40,7 +40,7 @@ async def relay(
     if answer.fields.get(b"content-encoding") is not None:
         raise ProxyError(502, "The provider compressed a batch answer unasked.", source=Source.UPSTREAM)
     body = served.held + await answer.body(config.max_body_bytes, hold)
-    body = results.localized(body, _own_origin(config, request) + prefix)
+    body = results.localized(body, own_origin(config, request) + prefix)
     head.set_length(len(body))
     reply.begin(answer.status, answer.reason, head, body)
     # A list of batches can be megabytes, and its reader slow.
@@ -48,7 +48,7 @@ async def relay(
     reply.end()
 
 
-def _own_origin(config: Config, request: web.BaseRequest) -> bytes:
+def own_origin(config: Config, request: web.BaseRequest) -> bytes:
     """The origin under which this client reaches the proxy."""
     if config.public_url:
         return config.public_url.encode()

@@ -11,7 +11,7 @@ Facts
     them take a boundary right behind a head for a delimiter. Of two dispositions python-multipart 0.0.34 and
     Django read the last, email, Werkzeug and busboy 1.6 the first. Werkzeug reads ``mod\\el`` as `model`;
     formidable 3.5 finds ``name=model`` in the name of a file; busboy drops a field for two semicolons in a
-    row; some decode base64; Node's undici drops a BOM.
+    row; some decode base64; Node's undici drops a BOM, from names as well.
 
 Rules
   1. What is read in two ways is refused where it is seen, in files too. It costs no honest client anything:
@@ -69,6 +69,9 @@ _PARAMETER = re.compile(
 _BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
 
 _NAMED = re.compile(rb"\bname[ \t]*[*=]", re.IGNORECASE)
+
+_MARKS = re.compile(rb"[^a-z0-9_]+")
+"""What some readers drop from a name, or give a meaning: blanks, a BOM, backslashes, brackets."""
 
 _PLAIN = re.compile(
     rb"text/plain(?:[ \t]*;[ \t]*charset=(?:\"?(?:(utf-8)|us-ascii|iso-8859-1)\"?))?", re.IGNORECASE
@@ -190,7 +193,7 @@ class Search:
         if name == b"stream":
             return name
         if name != b"model":
-            if unquote_to_bytes(name.replace(b"\\", b"")).strip().lower() == b"model":
+            if _MARKS.sub(b"", unquote_to_bytes(name).lower()) == b"model":
                 raise self._bad("a field is `model` to some parsers and not to others", "send `model`")
             return b""
         if b"filename" in parameters or b"filename*" in parameters:

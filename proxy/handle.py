@@ -304,6 +304,9 @@ class Handler:
         sized = not stream and not rewritten and answer.status != 204
         head = answer.fields.head(stream=stream, sized=sized)
         head.lines += served_by(exchange)
+        locations = exchange.format.locations
+        if locations and served.target.provider.keys:
+            head.relocate(locations, batches.own_origin(config, request) + route.prefix)
         if not rewritten:
             await relay.copy(answer, served.held, head, reply)
             return

@@ -33,6 +33,9 @@ MAX_NAME = 200
 
 _VISIBLE = re.compile(r"[!-$&-+\--~]*")
 
+_ORIGIN = re.compile(rb"^([^:]*:[ \t]*)https?://[^/?#]*")
+"""The origin of a URL, in a field's line."""
+
 _MEMO = 1024
 """Names whose fate is remembered. Providers choose names, so there is a bound."""
 
@@ -73,6 +76,13 @@ class Head:
         self.lines = list(map(LINE, fields))
         self.has_length = False
         self.has_date = False
+
+    def relocate(self, names: tuple[bytes, ...], base: bytes) -> None:
+        """Put `base`, an origin and a prefix, for the origin in the URLs of the fields with these names."""
+        self.lines = [
+            _ORIGIN.sub(lambda found: found[1] + base, line) if line.lower().startswith(names) else line
+            for line in self.lines
+        ]
 
     def set_length(self, length: int) -> None:
         """Say the length of a body of ours, in bytes."""

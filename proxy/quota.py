@@ -28,6 +28,7 @@ from .access import Access, Holder, Refusal
 from .config import Config
 from .errors import RETRY_SOON, ProxyError, Source
 from .exchange import Exchange
+from .formats import FORMATS
 from .ledger import Ledger
 from .limits import Kind, Limit
 from .plan import Plan, Target
@@ -259,7 +260,7 @@ def _reports_nothing(exchange: Exchange) -> bool:
         return False
     # Upstream's status: an early stream is our own 200, whatever comes of it.
     answered = bool(exchange.attempts) and exchange.attempts[-1][1] == "200" and exchange.status == 200
-    return answered and not route.label.endswith("/count_tokens")
+    return answered and route.operation not in FORMATS[route.wire_format].free
 
 
 def _change(limit: Limit, now: float, amount: int) -> Change:

@@ -188,3 +188,13 @@ def test_every_path_of_the_table_is_lower_case_and_has_a_label(name: str) -> Non
         assert path == path.lower()
     assert form.name == name
     assert form.operation(b"/x").startswith(f"/{name}")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_is_free_and_what_is_pending_are_operations_of_the_format(name: str) -> None:
+    """A name that no path has would never be met."""
+    form = FORMATS[name]
+    known = {form.operation(path) for path in form.paths}
+    known |= {form.label_of_named + method.name for method in form.methods.values()}
+    assert form.free <= known
+    assert set(form.pending) <= known

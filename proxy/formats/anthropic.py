@@ -88,6 +88,7 @@ ANTHROPIC = Format(
         firsts=1,
     ),
     listing=Listing(b"/v1/models?limit=1000", "data", "id", fields=((b"anthropic-version", b"2023-06-01"),)),
+    free=frozenset(("/anthropic/v1/messages/count_tokens",)),
     pending=MappingProxyType(
         {
             "/anthropic/v1/messages": {

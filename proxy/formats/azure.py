@@ -38,5 +38,10 @@ AZURE = dataclasses.replace(
     body_model="",
     read=None,
     listing=Listing(b"/openai/v1/models", "data", "id"),
+    free=frozenset(
+        f"/azure{begin}{path}"
+        for begin in ("/openai", "/openai/v1", "/openai/deployments/{model}")
+        for path in ("/responses/input_tokens", "/moderations")
+    ),
     pending=MappingProxyType({}),
 )

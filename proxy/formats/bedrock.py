@@ -83,6 +83,7 @@ BEDROCK = Format(
     is_error=re.compile(rb"(?!)"),
     event=None,
     ping=b"",
+    free=frozenset(("/bedrock/model/{model}/count-tokens",)),
     usage=shape(
         b'"usage"',
         "inputTokens outputTokens cacheReadInputTokens cacheWriteInputTokens input_tokens output_tokens"

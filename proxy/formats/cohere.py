@@ -45,5 +45,6 @@ COHERE = Format(
     event=ERROR_EVENT,
     ping=COMMENT_PING,
     usage=shape(b'"billed_units"', "input_tokens output_tokens", dict),
+    free=frozenset(("/cohere/v1/tokenize", "/cohere/v1/detokenize")),
     listing=Listing(b"/v1/models?page_size=1000", "models", "name"),
 )

@@ -109,6 +109,10 @@ class Format:
     holds_all: bool = False
     """Whether every body is held, because requests are signed."""
     listing: Listing | None = None
+    locations: tuple[bytes, ...] = ()
+    """Fields of answers, in lower case, that name the provider's host, where SDKs then send their key."""
+    free: frozenset[str] = frozenset()
+    """Operations whose answers report no usage because they cost nothing."""
     pending: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: NOTHING)
     """By operation: what a client gets, beside ``id`` and ``model``, for a job that is not over."""
 

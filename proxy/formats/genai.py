@@ -5,6 +5,8 @@ Facts
     SDKs leave a slash in it as it is. ``:embedContent`` names it in the body again, as ``models/{model}``.
   - A stream is one of server-sent events with ``alt=sse`` in the query, and else a JSON array that grows.
   - A key may stand in the query, as ``key=`` (AIP-4110); there it would get into logs.
+  - An upload is begun with a request whose answer says in ``X-Goog-Upload-URL`` where the rest goes
+    (ai.google.dev, Files API). SDKs send their key there.
   - An error is ``{"error":{"code":S,"message":M,"status":C}}``, and ``C`` a canonical code (google.rpc.Code,
     AIP-193).
   - The official SDK fails on pings and on comments; an empty line is all that it ignores.
@@ -80,6 +82,7 @@ GENAI = Format(
     read=re.compile(rb"/[^/]+/models/(?P<model>[^:]+)"),
     events=b"alt=sse",
     query_key=b"key",
+    locations=(b"x-goog-upload-url", b"x-goog-upload-control-url"),
     credential=(b"x-goog-api-key", b""),
     request_id=b"x-request-id",
     error=_error,
@@ -92,5 +95,6 @@ GENAI = Format(
         "cachedContentTokenCount",
         _normal,
     ),
+    free=frozenset(("/genai/models/{model}:countTokens",)),
     listing=Listing(b"/v1beta/models?pageSize=1000", "models", "name", before="models/"),
 )

@@ -93,6 +93,7 @@ OPENAI = Format(
     ),
     read=re.compile(rb"/models/(?P<model>.+)"),
     listing=Listing(b"/models", "data", "id", before="models/"),
+    free=frozenset(("/openai/v1/responses/input_tokens", "/openai/v1/moderations")),
     pending=MappingProxyType(
         {
             "/openai/v1/chat/completions": {"object": "chat.completion", "created": 0, "choices": []},
