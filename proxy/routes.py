@@ -101,20 +101,15 @@ FRAMEWORKS = (b"/litellm", b"/langchain", b"/pydanticai")
 
 
 def _roots() -> Iterator[Root]:
-    yield Root(b"/v1/", b"/v1", FORMATS["openai"], True)
+    unified = FORMATS["openai"]
+    yield Root(b"/v1/", b"/v1", unified, True)
     for framework in (b"", *FRAMEWORKS):
-        for name in ("anthropic", "genai", "cohere", "bedrock"):
-            cut = framework + b"/" + name.encode()
-            yield Root(cut + b"/", cut, FORMATS[name])
-        cut = framework + b"/openai"
-        yield Root(cut + b"/", cut, FORMATS["openai"])
-        yield Root(cut + b"/v1/", cut + b"/v1", FORMATS["openai"])
-        # Azure's SDK puts /openai behind what it is given; and so may who wrote that.
-        yield Root(cut + b"/deployments/", framework, FORMATS["azure"])
-        yield Root(cut + b"/openai/", cut, FORMATS["azure"])
+        for form in FORMATS.values():
+            for begins, cut in form.roots:
+                yield Root(framework + begins, framework + cut, form)
         if framework:
-            yield Root(framework + b"/", framework, FORMATS["openai"], True)
-            yield Root(framework + b"/v1/", framework + b"/v1", FORMATS["openai"], True)
+            yield Root(framework + b"/", framework, unified, True)
+            yield Root(framework + b"/v1/", framework + b"/v1", unified, True)
 
 
 ROOTS = tuple(sorted(_roots(), key=lambda root: -len(root.begins)))

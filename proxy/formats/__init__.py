@@ -1,6 +1,6 @@
 """The wire formats: one table, and one module for each.
 
-To add one, write its module, and put it here, its name into `routes.ROOTS`.
+To add one, write its module and put it here.
 """
 
 from __future__ import annotations

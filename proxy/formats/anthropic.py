@@ -69,6 +69,7 @@ def _error(error: ProxyError, request_id: str) -> dict[str, Any]:
 
 ANTHROPIC = Format(
     name="anthropic",
+    roots=((b"/anthropic/", b"/anthropic"),),
     paths=MappingProxyType(
         dict.fromkeys((b"/v1/messages", b"/v1/messages/count_tokens", b"/v1/complete"), Place.BODY)
     ),

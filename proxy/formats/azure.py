@@ -25,6 +25,8 @@ _METHODS = {
 AZURE = dataclasses.replace(
     OPENAI,
     name="azure",
+    # The SDK puts /openai behind what it is given; and so may who has given it that.
+    roots=((b"/openai/deployments/", b""), (b"/openai/openai/", b"/openai")),
     label="",
     paths=MappingProxyType(
         {begin + path: place for begin in (b"/openai", b"/openai/v1") for path, place in PATHS.items()}

@@ -65,6 +65,7 @@ def _normal(found: Mapping[str, int]) -> dict[str, int]:
 
 BEDROCK = Format(
     name="bedrock",
+    roots=((b"/bedrock/", b"/bedrock"),),
     paths=MappingProxyType({}),
     named=re.compile(
         rb"/model/(?P<model>.+)/(?P<method>%b)" % b"|".join(each.name.encode() for each in _METHODS), re.I

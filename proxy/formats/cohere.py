@@ -24,6 +24,7 @@ def _error(error: ProxyError, request_id: str) -> dict[str, Any]:
 
 COHERE = Format(
     name="cohere",
+    roots=((b"/cohere/", b"/cohere"),),
     paths=MappingProxyType(
         {
             **dict.fromkeys((b"/v2/chat", b"/v2/embed", b"/v2/rerank"), Place.BODY),

@@ -67,6 +67,8 @@ class Format:
     """A wire format. Paths are those below a base URL."""
 
     name: str
+    roots: tuple[tuple[bytes, bytes], ...]
+    """What paths to us begin with that are this format's, and what of it is ours and does not go upstream."""
     paths: Mapping[bytes, Place]
     """The POST paths, in lower case, that name the model in the body, and how."""
     credential: tuple[bytes, bytes]

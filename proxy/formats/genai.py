@@ -73,6 +73,7 @@ def _normal(found: Mapping[str, int]) -> dict[str, int]:
 
 GENAI = Format(
     name="genai",
+    roots=((b"/genai/", b"/genai"),),
     provider="gemini",
     paths=MappingProxyType({}),
     named=re.compile(rb"/[^/]+/(?:publishers/[^/]+/)?models/(?P<model>.+)(?::|%3a)(?P<method>[a-z]+)", re.I),

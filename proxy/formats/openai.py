@@ -77,6 +77,7 @@ def _normal(found: Mapping[str, int]) -> dict[str, int]:
 
 OPENAI = Format(
     name="openai",
+    roots=((b"/openai/", b"/openai"), (b"/openai/v1/", b"/openai/v1")),
     label="/openai/v1",
     paths=PATHS,
     credential=(b"Authorization", b"Bearer "),
