@@ -76,8 +76,9 @@ class Runner:
                     return Served(target, outcome.answer, outcome.held)
                 else:
                     outcome.drop()
-                goes_on = outcome.event in self._config.fallback_on and _replayable(original, outcome)
-                if exchange.committed or not goes_on:
+                if exchange.committed or not outcome.event or outcome.event not in self._config.fallback_on:
+                    break
+                if not _replayable(original, outcome):
                     break
         except BaseException:
             if primary is not None:

@@ -78,7 +78,7 @@ class Original:
         """Where in `path` a model is named, if it is."""
         self.place = route.place
         self.outgoing = outgoing
-        self.model = route.model
+        self.model = route.model if route.span[1] else ""
         """The model that is asked for; empty when none is named."""
         self.fallbacks: tuple[str, ...] = ()
         self.identity = route.kind is Kind.BATCH or route.stream
@@ -253,10 +253,11 @@ class Intake:
     def _asked(self, original: Original, scanned: Scan | None, exchange: Exchange) -> None:
         """Take note of what `original` asks for."""
         asked = original.outgoing.fallbacks
-        try:
-            original.fallbacks = tuple(name.decode() for name in asked)
-        except UnicodeDecodeError:
-            raise _bad(400, "x-bf-fallbacks is not UTF-8.") from None
+        if asked:
+            try:
+                original.fallbacks = tuple(name.decode() for name in asked)
+            except UnicodeDecodeError:
+                raise _bad(400, "x-bf-fallbacks is not UTF-8.") from None
         if scanned is not None:
             original.scan = scanned
             original.fallbacks = scanned.fallbacks + original.fallbacks

@@ -177,9 +177,10 @@ def match(method: str, target: bytes, *, anthropic_version: bool) -> Route:
 def without_keys(target: bytes) -> tuple[bytes, list[bytes]]:
     """A request target without the credentials in its query, and these. Raises `ProxyError` 400."""
     path, mark, query = target.partition(b"?")
-    name = root.format.query_key if mark and (root := _root(path)) is not None else b""
-    if not name:
+    root = _root(path) if mark else None
+    if root is None or not root.format.query_key:
         return target, []
+    name = root.format.query_key
     kept, keys = [], []
     for member in query.split(b"&"):
         key, _, value = member.partition(b"=")
