@@ -133,7 +133,7 @@ class Original:
 
     def _named(self, scan: Scan, model: str) -> str:
         """What the body must name, if it names anything, for a target with this model."""
-        if self.place is not Place.PATH:
+        if not self.span[1]:
             return model
         again = self.format.body_model
         if again is None or model == self.model or scan.model != again + self.model:
@@ -261,7 +261,7 @@ class Intake:
         if scanned is not None:
             original.scan = scanned
             original.fallbacks = scanned.fallbacks + original.fallbacks
-            if original.place is not Place.PATH:
+            if not original.span[1]:
                 original.model = scanned.model
             exchange.stream = exchange.stream or scanned.stream
         exchange.model = original.model
@@ -277,9 +277,14 @@ class Intake:
         parts = []
         arrival = _Arrival(request, exchange, config, share=HELD_SHARE)
         ended = False
-        while not ended and search.span is None:
+        # What may have to be sent twice is held: what has fallbacks, and what is small.
+        small = original.length is not None and original.length <= min(LARGE_BYTES, limit)
+        whole = small or bool(original.outgoing.fallbacks)
+        while not ended and (whole or search.span is None):
             part = await arrival.part()
             if exchange.bytes_in > limit:
+                if search.span is not None:
+                    raise _too_large(limit)
                 raise _bad(413, f"The form does not name its model within {limit} bytes; send `model` first.")
             self._bodies.hold(exchange, len(part))
             parts.append(part)

@@ -133,6 +133,9 @@ OWN = {b"/health": Kind.HEALTH, b"/metrics": Kind.METRICS}
 
 BATCHES = re.compile(rb"/v1/messages/batches(/[^/]+(/cancel)?)?")
 
+_API_VERSION = re.compile(rb"api-version=")
+"""Azure wants it in every query, but for its v1 API; OpenAI has none (openai-python, ``lib/azure.py``)."""
+
 MAX_REMEMBERED = 256
 """Routes kept. Clients choose paths, so there is a bound."""
 
@@ -168,7 +171,8 @@ def match(method: str, target: bytes, *, anthropic_version: bool) -> Route:
     if b"#" in target:
         raise _bad_target()
     # Without the query: it may hold a key, which nothing may remember.
-    route = _match(method, path, anthropic_version)
+    azure = any(map(_API_VERSION.match, query.split(b"&")))
+    route = _match(method, path, anthropic_version, azure)
     if route.stream and (asked := FORMATS[route.wire_format].events):
         route = route._replace(events=asked in query.split(b"&"))
     return route._replace(path=route.path + mark + query) if mark else route
@@ -195,7 +199,7 @@ def without_keys(target: bytes) -> tuple[bytes, list[bytes]]:
 
 
 @functools.lru_cache(MAX_REMEMBERED)
-def _match(method: str, target: bytes, anthropic_version: bool) -> Route:
+def _match(method: str, target: bytes, anthropic_version: bool, azure: bool = False) -> Route:
     if method in ("CONNECT", "TRACE"):
         # CONNECT would make us a tunnel; TRACE would echo our own key back (RFC 9110 section 9.3.8).
         raise ProxyError(405, f"{method} is not served.", source=Source.DOWNSTREAM)
@@ -221,6 +225,10 @@ def _match(method: str, target: bytes, anthropic_version: bool) -> Route:
             raise _bad_target()
     if root is None:
         raise nothing()
+    framework, openai, _ = root.cut.partition(b"/openai")
+    if azure and openai and root.format.name == "openai":
+        # Azure's SDK at our root: what has no deployment is told from OpenAI's by the version alone.
+        root = Root(root.begins, framework, FORMATS["azure"])
     return _below(method, root, target, readings)
 
 

@@ -152,10 +152,12 @@ class Signer:
         signed.context["timestamp"] = at
         service = _MANTLE if request.origin.host.startswith(f"{_MANTLE}.") else "bedrock"
         by = self._signature(credentials, service, region)
-        signature = by.signature(by.string_to_sign(signed, by.canonical_request(signed)), signed)
+        canonical = by.canonical_request(signed)
+        signature = by.signature(by.string_to_sign(signed, canonical), signed)
+        # It ends with the names of the fields, and the hash of the body.
+        names = canonical.split("\n")[-2]
         ours["Authorization"] = (
-            f"AWS4-HMAC-SHA256 Credential={by.scope(signed)},"
-            f" SignedHeaders={by.signed_headers(by.headers_to_sign(signed))}, Signature={signature}"
+            f"AWS4-HMAC-SHA256 Credential={by.scope(signed)}, SignedHeaders={names}, Signature={signature}"
         )
         return "".join(f"{name}: {value}\r\n" for name, value in ours.items()).encode("latin-1")
 

@@ -378,7 +378,7 @@ ONE: dict[str, Row] = {
         5,
         "wanted a region of AWS, such as us-east-1",
     ),
-    "no base URLs": (
+    "no base URLs, and an unknown name": (
         "providers:\n  grok: {}\n",
         "providers.grok.base_urls",
         2,

@@ -198,3 +198,20 @@ def test_what_is_free_and_what_is_pending_are_operations_of_the_format(name: str
     known |= {form.label_of_named + method.name for method in form.methods.values()}
     assert form.free <= known
     assert set(form.pending) <= known
+
+
+@pytest.mark.parametrize(
+    ("target", "wire_format", "path"),
+    [
+        (b"/openai/responses?api-version=1", "azure", b"/openai/responses?api-version=1"),
+        (b"/openai/v1/files?a=b&api-version=1", "azure", b"/openai/v1/files?a=b&api-version=1"),
+        (b"/litellm/openai/models?api-version=1", "azure", b"/openai/models?api-version=1"),
+        (b"/openai/responses?x-api-version=1", "openai", b"/responses?x-api-version=1"),
+        (b"/v1/responses?api-version=1", "openai", b"/responses?api-version=1"),
+        (b"/litellm/v1/responses?api-version=1", "openai", b"/responses?api-version=1"),
+    ],
+)
+def test_azure_is_told_by_the_version_that_it_wants(target: bytes, wire_format: str, path: bytes) -> None:
+    """Its SDK at our root has OpenAI's paths for what has no deployment; only the query says whose."""
+    route = post(target)
+    assert (route.wire_format, route.path) == (wire_format, path)
