@@ -199,7 +199,9 @@ class Runner:
         origin = self._origins[provider.name, form.name]
         body, length = original.sent(target.model)
         chunked = body is not None and length is None
-        own = form.own_credential(key.value.reveal()) if key is not None and key.value is not None else None
+        own = None
+        if key is not None and key.value is not None:
+            own = form.own_credential(key.value.reveal(), bearer=form.name in provider.bearers)
         head = original.outgoing.head(
             host=origin.host_field,
             own=own,

@@ -36,7 +36,7 @@ from .errors import ProxyError, Source
 from .exchange import Exchange, Phase
 from .form import Search
 from .formats import FORMATS, Place
-from .headers import VIRTUAL_KEY_PREFIX, get
+from .headers import VIRTUAL_KEY_PREFIX
 from .routes import Kind, Route
 from .scanner import Scanner
 from .sending import SEND_BYTES, Body
@@ -271,7 +271,12 @@ class Intake:
         self, request: web.BaseRequest, original: Original, exchange: Exchange, config: Config
     ) -> None:
         """Hold a form until its model is known. Raises `ProxyError` 400, 408, 413, 503."""
-        search = Search(get(request.raw_headers, b"content-type") or b"")
+        types = [value for name, value in request.raw_headers if _is_content_type(name)]
+        if len(types) != 1:
+            # Another reader may take the other one, and with it another boundary.
+            raise _bad(400, "The Content-Type comes a second time; send it once.")
+        search = Search(types[0])
+        original.identity = True  # Whether it is to be a stream may be said behind the model.
         limit = config.max_body_bytes
         await _continue(request)
         parts = []
@@ -397,6 +402,10 @@ class _Arrival:
 
 def _is_plain(codings: str) -> bool:
     return codings.strip().lower() in ("identity", "")
+
+
+def _is_content_type(name: bytes) -> bool:
+    return name.lower().replace(b"_", b"-") == b"content-type"
 
 
 def _is_json(outgoing: headers.Outgoing) -> bool:

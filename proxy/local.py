@@ -5,7 +5,7 @@ Facts
 
 Rules
   1. A provider has a key of its own where the environment has one. The wire formats' own providers are there
-     without one too, for the client's credentials; the others only with one, or if they want none.
+     without one too, for the client's credentials; the others are not.
 
 Not here: what a config means (`config`), which providers are known (`known`).
 """
@@ -44,10 +44,9 @@ def local_config(environ: Mapping[str, str], *, can_sign: bool = False) -> Confi
             continue
         if region and not keys and can_sign:
             keys = (Key("aws", bedrock_key_config=BedrockKeyConfig(region)),)
-        if found.base_urls and (keys or found.is_key_less or name in own):
+        if found.base_urls and (keys or name in own):
             urls = {form: url.replace("{region}", region or "") for form, url in found.base_urls.items()}
-            is_key_less = found.is_key_less and not keys
-            providers[name] = Provider(name, MappingProxyType(urls), keys, is_key_less)
+            providers[name] = Provider(name, MappingProxyType(urls), keys, bearers=found.bearers)
     if problems:
         raise ConfigError(problems)
     defaults = {form: name for name, form in own.items() if name in providers}

@@ -116,6 +116,11 @@ class Provider:
     network_config: NetworkConfig = field(
         default=NetworkConfig(), metadata=row(record(NetworkConfig), "Timeouts and retries.")
     )
+    bearers: tuple[str, ...] = setting(
+        (),
+        sequence(text(values.wire_format)),
+        "The wire formats in which the provider wants its key as a bearer, whatever the format says.",
+    )
 
 
 def _check_key(document: Document, path: Path, key: Key) -> None:
@@ -156,7 +161,10 @@ def completed(document: Document, path: Path, provider: Provider) -> Provider:
     region = next(iter(regions), "")
     urls = {name: url.replace("{region}", region) for name, url in found.base_urls.items()}
     is_key_less = provider.is_key_less or (found.is_key_less and not keys)
-    return dataclasses.replace(provider, base_urls=MappingProxyType(urls), is_key_less=is_key_less)
+    bearers = provider.bearers or found.bearers
+    return dataclasses.replace(
+        provider, base_urls=MappingProxyType(urls), is_key_less=is_key_less, bearers=bearers
+    )
 
 
 def check(document: Document, path: Path, provider: Provider) -> None:

@@ -784,13 +784,19 @@ def test_secrets_compare_by_value() -> None:
 
 
 def test_local_without_variables() -> None:
-    """With no file and no variables each known provider is its format's default, and has no keys of ours."""
+    """With no file and no variables the formats' own providers are the defaults, and have no keys of ours."""
     config = local_config({})
     assert {name: dict(provider.base_urls) for name, provider in config.providers.items()} == {
         "anthropic": {"anthropic": "https://api.anthropic.com", "openai": "https://api.anthropic.com/v1"},
         "openai": {"openai": "https://api.openai.com/v1"},
-        "gemini": {"genai": "https://generativelanguage.googleapis.com"},
-        "cohere": {"cohere": "https://api.cohere.com"},
+        "gemini": {
+            "genai": "https://generativelanguage.googleapis.com",
+            "openai": "https://generativelanguage.googleapis.com/v1beta/openai",
+        },
+        "cohere": {
+            "cohere": "https://api.cohere.com",
+            "openai": "https://api.cohere.ai/compatibility/v1",
+        },
     }
     assert config.default_providers == {
         "anthropic": "anthropic",
@@ -813,6 +819,7 @@ def test_local_without_variables() -> None:
         ("GOOGLE_API_KEY", "gemini"),
         ("COHERE_API_KEY", "cohere"),
         ("CO_API_KEY", "cohere"),
+        ("GROQ_API_KEY", "groq"),
     ],
 )
 def test_local_key(variable: str, provider: str) -> None:
@@ -825,9 +832,41 @@ def test_local_key(variable: str, provider: str) -> None:
 def test_local_takes_the_first_variable() -> None:
     """Of two variables for one provider the first that is set counts."""
     both = local_config({"GEMINI_API_KEY": "sk-test-1", "GOOGLE_API_KEY": "sk-test-2"})
-    assert both.providers["gemini"].keys == (Key("GEMINI_API_KEY", Secret("sk-test-1")),)
-    second = local_config({"GEMINI_API_KEY": "", "GOOGLE_API_KEY": "sk-test-2"})
-    assert second.providers["gemini"].keys == (Key("GOOGLE_API_KEY", Secret("sk-test-2")),)
+    assert both.providers["gemini"].keys == (Key("GOOGLE_API_KEY", Secret("sk-test-2")),)
+    second = local_config({"GEMINI_API_KEY": "sk-test-1", "GOOGLE_API_KEY": ""})
+    assert second.providers["gemini"].keys == (Key("GEMINI_API_KEY", Secret("sk-test-1")),)
+
+
+def test_local_asks_bedrock_in_the_region_that_is_set() -> None:
+    """With its own key, or with what AWS's SDKs find; without a region its address is not known."""
+    region = {"AWS_DEFAULT_REGION": "eu-west-1"}
+    assert "bedrock" not in local_config({"AWS_BEARER_TOKEN_BEDROCK": "sk-test-1"}).providers
+    keyed = local_config(region | {"AWS_BEARER_TOKEN_BEDROCK": "sk-test-1"}).providers["bedrock"]
+    assert keyed.base_urls["bedrock"] == "https://bedrock-runtime.eu-west-1.amazonaws.com"
+    assert [key.signs for key in keyed.keys] == [False]
+    signing = local_config(region, can_sign=True)
+    assert [key.signs for key in signing.providers["bedrock"].keys] == [True]
+    assert signing.default_providers["bedrock"] == "bedrock"
+    assert not local_config(region).providers["bedrock"].keys
+    with pytest.raises(ConfigError):
+        local_config({"AWS_REGION": "evil.test/"})
+
+
+def test_a_known_provider_needs_no_base_urls() -> None:
+    """The table has them, for a region that the keys name; what a file says itself is left alone."""
+    text = (
+        "providers:\n  groq: {}\n  ollama: {}\n  moonshot: {keys: [{name: a, value: env.GOOD_KEY}]}\n"
+        "  openai: {base_urls: {openai: 'http://h/v1'}}\n"
+        "  bedrock: {keys: [{name: a, bedrock_key_config: {region: us-west-2}}]}\n"
+    )
+    providers = loaded(text).providers
+    assert providers["groq"].base_urls == {"openai": "https://api.groq.com/openai/v1"}
+    assert (providers["ollama"].is_key_less, providers["groq"].is_key_less) == (True, False)
+    assert (providers["moonshot"].bearers, providers["groq"].bearers) == (("anthropic",), ())
+    assert providers["openai"].base_urls == {"openai": "http://h/v1"}
+    assert providers["bedrock"].base_urls["anthropic"] == (
+        "https://bedrock-runtime.us-west-2.amazonaws.com/anthropic"
+    )
 
 
 def test_local_refuses_unfit_keys() -> None:

@@ -131,10 +131,10 @@ class Format:
         """`error` as the body of an answer."""
         return orjson.dumps(self.error(error, request_id))
 
-    def own_credential(self, key: str) -> tuple[bytes, bytes]:
-        """The field with a key of ours."""
+    def own_credential(self, key: str, *, bearer: bool = False) -> tuple[bytes, bytes]:
+        """The field with a key of ours; `bearer`: the provider wants it as one."""
         name, scheme = self.credential
-        if self.bearers and key.startswith(self.bearers):
+        if bearer or (self.bearers and key.startswith(self.bearers)):
             name, scheme = b"Authorization", b"Bearer "
         return name, scheme + key.encode("latin-1")
 
