@@ -67,7 +67,7 @@ class Request(NamedTuple):
                 "prefix": route.prefix.decode("latin-1"),
                 "path": route.path.decode("latin-1"),
                 "operation": route.operation,
-                "place": route.place.value if route.place is not None else Place.BODY.value,
+                "place": (route.place or Place.BODY).value,
                 "span": list(route.span),
                 "fields": [[name.decode("latin-1"), value.decode("latin-1")] for name, value in self.fields],
                 "holder": self.holder,

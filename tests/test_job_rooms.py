@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from proxy import jobheads, routes
 from proxy.errors import ProxyError
+from proxy.formats import FORMATS, Place
 from proxy.headers import Outgoing
 from proxy.jobheads import Order
 from proxy.routes import Kind, Route
@@ -181,8 +182,10 @@ def test_whatever_is_asked_is_understood_or_refused(way: Route, fields: list[tup
 
 @given(
     st.builds(
-        lambda *parts: Route(Kind.MODEL, *parts),
-        st.sampled_from(["anthropic", "openai"]),
+        lambda place, span, *parts: Route(Kind.MODEL, *parts, place=place, span=span),
+        st.sampled_from(Place),
+        st.tuples(st.integers(0, 99), st.integers(0, 99)),
+        st.sampled_from(list(FORMATS)),
         BYTES,
         BYTES,
         TEXT,
