@@ -44,8 +44,12 @@ House: around it.
   entry       one of them, or a team           views      how they are shown
   governance  ``/api/governance/*``            keycommand  ``verbatim-proxy keys``
   metrics     ``/metrics``                     accesslog  one line per request
-  demo        the show                         demo_upstream  its provider
-  demo_answers  what that says                 __main__   the command line
+  demo        the command and its proxy        demo_show  what is shown
+  demo_upstream  the demo's provider           demo_bodies  what is sent there
+  demo_answers  what all its APIs say          demo_anthropic  Anthropic's API
+  demo_messages  what that says                demo_openai  OpenAI's API
+  demo_genai  Gemini's API                     demo_cohere  Cohere's API
+  __main__    the command line
 
 The rules (the first: a rule may be broken where a comment says why).
   1. ``upstream``, ``connection``, ``sending`` and ``answer`` alone know how an upstream connection works;

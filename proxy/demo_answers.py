@@ -1,54 +1,43 @@
-"""What the demo's upstream says: checks on what is asked, whole answers, and the same answers as streams.
-
-Facts
-  - Every streamed event is ``event: NAME``, ``data: {JSON on one line}``, a blank line; LF; no ``[DONE]``
-    (platform.claude.com, streaming page).
-  - ``/v1/complete`` streams by ``anthropic-version``. 2023-06-01: named events, each with its own piece of
-    text. 2023-01-01: data alone, each with the whole text so far, then ``data: [DONE]`` (versioning page).
-    The old wire's line ends are not documented; CRLF is written here, the harder one to relay.
-  - ``fallbacks`` without its beta header is refused: "Extra inputs are not permitted".
+"""What all APIs of the demo's upstream have in common: models, words, the checks on what is asked.
 
 Rules
   1. No clock and no chance: the same request gets the same answer, and a token is a word.
   2. A stream is made from the whole answer to the same request, so the two cannot disagree.
-  3. Bad input is a `Refusal` with Anthropic's status and error shape.
+  3. Bad input is a `Refusal`.
 
-Not here: sockets, ids, and what the upstream keeps (`demo_upstream`).
+Not here: any wire format. Each has a module of its own; a refusal gets its shape from `formats`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any, TypeAlias
-
-import orjson
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 Json: TypeAlias = dict[str, Any]
 Step: TypeAlias = tuple[float, bytes]
 """Seconds to wait, then bytes to send."""
 
 OVERLOADED = "demo-overloaded"
-"""Answers 529, as a provider under load does."""
+"""Answers 529 or 503, as a provider under load does."""
 THINKING = "demo-thinking"
 """Thinks in silence first, and sends no ping of its own: a ping in its stream is the proxy's."""
 ERROR = "demo-error"
-"""Breaks off with an ``error`` event after three words; a 500 where no stream was asked for."""
+"""Breaks off with an error after three words; a 500 where no stream was asked for."""
+
+MODELS = ("claude-2", "claude-haiku-4-5", OVERLOADED, THINKING, ERROR)
+"""What is listed. Any other name is answered as well."""
 
 DATE = "2026-01-01T00:00:00Z"
+CREATED = 1767225600
+"""The same in seconds."""
+
 _QUOTED = 120  # so many characters of a question are said back at most
-_EMPTY = {
-    "text": {"type": "text", "text": ""},
-    "thinking": {"type": "thinking", "thinking": "", "signature": ""},
-}
 _KINDS: dict[type, str] = {str: "string", int: "integer", list: "list", dict: "dictionary"}
-_MID_STREAM_ERROR = (
-    b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}\n\n'
-)
 
 
 class Refusal(Exception):
-    """An error answer: its status, Anthropic's ``error.type`` and message, and headers of its own."""
+    """An error answer: its status, Anthropic's ``error.type``, a message, and headers of its own."""
 
     def __init__(
         self, status: int, kind: str, message: str, headers: Mapping[str, str] | None = None
@@ -60,8 +49,57 @@ class Refusal(Exception):
         self.headers = headers or {}
 
 
+class Pace(NamedTuple):
+    """How fast is spoken, in seconds."""
+
+    interval: float
+    """Before each word."""
+    silence: float
+    """Before the first word of `THINKING`, instead."""
+
+    def words(self, model: str, text: str) -> Iterator[tuple[float, str]]:
+        """Each word of `text`, after the seconds to wait before it; `ERROR` gets to say three."""
+        for number, word in enumerate(words_of(text)[: 3 if model == ERROR else None]):
+            yield self.silence if number == 0 and model == THINKING else self.interval, word
+
+
+class Said(NamedTuple):
+    """What a model has to say: as a whole, or as a stream where one was asked for."""
+
+    model: str
+    whole: Json
+    stream: Iterator[Step] | None
+
+
+class Asked(NamedTuple):
+    """A request: `path` is in segments, without what stands for the API; `body` is empty in a GET."""
+
+    method: str
+    path: list[str]
+    query: Mapping[str, str]
+    body: Json
+    name: str
+    """Who signs the answer."""
+    new_id: Callable[[str], str]
+    """Gives an id that begins with what it is given."""
+    pace: Pace
+
+
+class Api(NamedTuple):
+    """How the requests of a wire format are answered."""
+
+    wire_format: str
+    answer: Callable[[Asked], Said | Json]
+    no_key: int = 401
+    """The status for who has no credential."""
+
+
 def invalid(message: str) -> Refusal:
     return Refusal(400, "invalid_request_error", message)
+
+
+def not_found(method: str, path: str) -> Refusal:
+    return Refusal(404, "not_found_error", f"Not found: {method} {path}")
 
 
 def field(body: Json, name: str, kind: type, where: str = "") -> Any:
@@ -74,227 +112,45 @@ def field(body: Json, name: str, kind: type, where: str = "") -> Any:
     return value
 
 
-def check_messages(body: Json, headers: Mapping[str, str], *, counting: bool = False) -> None:
-    """Refuse a body that ``/v1/messages`` refuses; for count_tokens, without ``max_tokens``."""
-    field(body, "model", str)
-    if not counting and field(body, "max_tokens", int) < 1:
-        raise invalid("max_tokens: Input should be greater than or equal to 1")
-    for index, message in enumerate(field(body, "messages", list)):
-        where = f"messages.{index}."
-        if type(message) is not dict:
-            raise invalid(f"messages.{index}: Input should be a valid dictionary")
-        if field(message, "role", str, where) not in ("user", "assistant"):
-            raise invalid(f"{where}role: Input should be 'user' or 'assistant'")
-        content = message.get("content")
-        blocks = content if type(content) is list else []
-        if (
-            not content
-            or type(content) not in (str, list)
-            or not all(type(block) is dict for block in blocks)
-        ):
-            raise invalid(f"{where}content: Input should be a valid string or list of blocks, and not empty")
-    if "fallbacks" in body and "server-side-fallback" not in headers.get("anthropic-beta", ""):
-        raise invalid("fallbacks: Extra inputs are not permitted")
+def limit(body: Json, name: str, most: int | None = None) -> int | None:
+    """The member `name` of `body`, from 1 to `most`; None where it is none."""
+    if body.get(name) is None:
+        return None
+    value = int(field(body, name, int))
+    if value < 1 or (most is not None and value > most):
+        raise invalid(f"{name}: Input should be at least 1" + (f" and at most {most}" if most else ""))
+    return value
 
 
-def check_completion(body: Json) -> None:
-    """Refuse a body that ``/v1/complete`` refuses."""
-    field(body, "model", str)
-    if field(body, "max_tokens_to_sample", int) < 1:
-        raise invalid("max_tokens_to_sample: Input should be greater than or equal to 1")
-    if "\n\nAssistant:" not in field(body, "prompt", str).partition("\n\nHuman:")[2]:
-        raise invalid('prompt: must hold "\\n\\nHuman:" and after it "\\n\\nAssistant:"')
-    if "fallbacks" in body:
-        raise invalid("fallbacks: Extra inputs are not permitted")
+def turns(body: Json, name: str, content: str) -> list[str]:
+    """The texts of a conversation, the member `name` of `body`, each in the member `content` of a turn."""
+    for index, turn in enumerate(field(body, name, list)):
+        if type(turn) is not dict:
+            raise invalid(f"{name}.{index}: Input should be a valid dictionary")
+        if type(turn.get(content)) not in (str, list, type(None)):
+            raise invalid(f"{name}.{index}.{content}: Input should be a valid string or list")
+    return [text_of(turn.get(content)) for turn in body[name]]
 
 
-def check_batch(requests: list[Any], headers: Mapping[str, str]) -> None:
-    """Refuse requests that ``/v1/messages/batches`` refuses."""
-    for index, item in enumerate(requests):
-        if type(item) is not dict:
-            raise invalid(f"requests.{index}: Input should be a valid dictionary")
-        field(item, "custom_id", str, f"requests.{index}.")
-        check_messages(field(item, "params", dict, f"requests.{index}."), headers)
-
-
-def count_tokens(body: Json) -> int:
-    """How many words a messages body holds, the system prompt included."""
-    return len(
-        " ".join([_text(body.get("system")), *(_text(m["content"]) for m in body["messages"])]).split()
-    )
-
-
-def message(body: Json, message_id: str, name: str) -> Json:
-    """The whole answer to ``POST /v1/messages``, signed `name`. `body` was checked."""
-    words, stopped = _reply(_text(body["messages"][-1]["content"]), name, body["max_tokens"])
-    content: list[Json] = [{"type": "text", "text": "".join(words)}]
-    thought = ""
-    if body["model"] == THINKING:
-        thought = "They would like to hear that a ping keeps a silent line open."
-        content.insert(0, {"type": "thinking", "thinking": thought, "signature": "c2lnbmVkIGJ5IHRoZSBkZW1v"})
-    return {
-        "id": message_id,
-        "type": "message",
-        "role": "assistant",
-        "model": body["model"],
-        "content": content,
-        "stop_reason": "max_tokens" if stopped else "end_turn",
-        "stop_sequence": None,
-        "usage": {"input_tokens": count_tokens(body), "output_tokens": len(thought.split() + words)},
-    }
-
-
-def completion(body: Json, completion_id: str, name: str) -> Json:
-    """The whole answer to ``POST /v1/complete``, signed `name`. `body` was checked."""
-    asked = body["prompt"].rpartition("\n\nHuman:")[2].partition("\n\nAssistant:")[0]
-    words, stopped = _reply(asked, name, body["max_tokens_to_sample"])
-    return {
-        "type": "completion",
-        "id": completion_id,
-        "completion": " " + "".join(words),
-        "stop_reason": "max_tokens" if stopped else "stop_sequence",
-        "model": body["model"],
-        "stop": None if stopped else "\n\nHuman:",
-        "log_id": completion_id,
-    }
-
-
-class Batch:
-    """A message batch. It ends when it is looked at: nobody waits, and the order of calls decides all."""
-
-    def __init__(self, batch_id: str, requests: list[Json]) -> None:
-        self.batch_id = batch_id
-        self._requests = requests
-        self._status = "in_progress"
-        self._canceled = False
-
-    def cancel(self) -> Batch:
-        """Cancel what has not ended yet."""
-        if self._status == "in_progress":
-            self._status, self._canceled = "canceling", True
-        return self
-
-    def end(self) -> Batch:
-        self._status = "ended"
-        return self
-
-    def shown(self, base_url: str) -> Json:
-        """The batch object; `results_url` lies below `base_url`."""
-        ended = self._status == "ended"
-        state = "processing" if not ended else "canceled" if self._canceled else "succeeded"
-        counts = dict.fromkeys(("processing", "succeeded", "errored", "canceled", "expired"), 0)
-        return {
-            "id": self.batch_id,
-            "type": "message_batch",
-            "processing_status": self._status,
-            "request_counts": {**counts, state: len(self._requests)},
-            "ended_at": DATE if ended else None,
-            "created_at": DATE,
-            "expires_at": DATE,
-            "archived_at": None,
-            "cancel_initiated_at": DATE if self._canceled else None,
-            "results_url": f"{base_url}/v1/messages/batches/{self.batch_id}/results" if ended else None,
-        }
-
-    def results(self, name: str) -> bytes:
-        """One JSON line per request, its message signed `name`."""
-        lines = []
-        for number, item in enumerate(self._requests):
-            result: Json = {"type": "canceled"}
-            if not self._canceled:
-                answer = message(item["params"], f"{self.batch_id}_{number}", name)
-                result = {"type": "succeeded", "message": answer}
-            lines.append(orjson.dumps({"custom_id": item["custom_id"], "result": result}) + b"\n")
-        return b"".join(lines)
-
-
-def message_events(answer: Json, interval: float, silence: float) -> Iterator[Step]:
-    """A `message` as its stream: `interval` seconds before each delta, `silence` before the first thought."""
-    silent = answer["model"] == THINKING
-    usage = {**answer["usage"], "output_tokens": 1}
-    start = {**answer, "content": [], "stop_reason": None, "usage": usage}
-    yield 0, event("message_start", {"message": start})
-    for index, block in enumerate(answer["content"]):
-        yield 0, event("content_block_start", {"index": index, "content_block": _EMPTY[block["type"]]})
-        if index == 0 and not silent:
-            yield 0, event("ping", {})
-        for number, delta in enumerate(_deltas(block)):
-            if answer["model"] == ERROR and number == 3:
-                yield interval, _MID_STREAM_ERROR
-                return
-            wait = silence if silent and index == number == 0 else interval
-            yield wait, event("content_block_delta", {"index": index, "delta": delta})
-        yield 0, event("content_block_stop", {"index": index})
-    delta = {"stop_reason": answer["stop_reason"], "stop_sequence": None}
-    usage = {"output_tokens": answer["usage"]["output_tokens"]}
-    yield 0, event("message_delta", {"delta": delta, "usage": usage})
-    yield 0, event("message_stop", {})
-
-
-def completion_events(answer: Json, interval: float, silence: float) -> Iterator[Step]:
-    """A `completion` as the stream of version 2023-06-01: named events, each with its own word."""
-    if answer["model"] != THINKING:
-        yield 0, event("ping", {})
-    for wait, word in _paced(answer, interval, silence):
-        piece = {**answer, "completion": word, "stop_reason": None, "stop": None}
-        yield wait, event("completion", piece)
-    if answer["model"] == ERROR:
-        yield interval, _MID_STREAM_ERROR
-    else:
-        yield 0, event("completion", {**answer, "completion": ""})
-
-
-def cumulative_events(answer: Json, interval: float, silence: float) -> Iterator[Step]:
-    """A `completion` as the stream of version 2023-01-01: data alone, each with the whole text so far."""
-    text = ""
-    for wait, word in _paced(answer, interval, silence):
-        text += word
-        piece = {**answer, "completion": text, "stop_reason": None, "stop": None}
-        yield wait, _old_event(piece)
-    if answer["model"] == ERROR:
-        yield interval, _MID_STREAM_ERROR
-    else:
-        yield 0, _old_event(answer)
-        yield 0, b"data: [DONE]\r\n\r\n"
-
-
-def event(name: str, fields: Json) -> bytes:
-    """One SSE event as Anthropic writes it; the event's name is its data's ``type`` too."""
-    return b"event: " + name.encode() + b"\ndata: " + orjson.dumps({"type": name, **fields}) + b"\n\n"
-
-
-def _old_event(piece: Json) -> bytes:
-    whole = {**piece, "truncated": piece["stop_reason"] == "max_tokens", "exception": None}
-    return b"data: " + orjson.dumps(whole) + b"\r\n\r\n"
-
-
-def _paced(answer: Json, interval: float, silence: float) -> Iterator[tuple[float, str]]:
-    """Each word of a completion, after the seconds to wait before it; `ERROR` gets to say three."""
-    for number, word in enumerate(_words(answer["completion"])[: 3 if answer["model"] == ERROR else None]):
-        yield silence if number == 0 and answer["model"] == THINKING else interval, word
-
-
-def _reply(asked: str, name: str, limit: int) -> tuple[list[str], bool]:
-    """The words of the answer to `asked`, at most `limit`, and whether they were cut short."""
+def reply(asked: str, name: str, most: int | None) -> tuple[list[str], bool]:
+    """The words of the answer to `asked`, at most `most`, and whether they were cut short."""
     asked = " ".join(asked.split())
     quoted = asked if len(asked) <= _QUOTED else asked[:_QUOTED] + "…"
-    words = _words(f"You said “{quoted}” and it reached me just as you wrote it. Yours verbatim, {name}.")
-    return words[:limit], len(words) > limit
+    said = words_of(f"You said “{quoted}” and it reached me just as you wrote it. Yours verbatim, {name}.")
+    return said[:most], most is not None and len(said) > most
 
 
-def _words(text: str) -> list[str]:
+def words_of(text: str) -> list[str]:
     return re.findall(r"\s*\S+", text)
 
 
-def _text(content: Any) -> str:
+def count(texts: list[str]) -> int:
+    """How many tokens they are."""
+    return len(" ".join(texts).split())
+
+
+def text_of(content: Any) -> str:
+    """The text of a turn, which is a string or a list of parts with texts."""
     if type(content) is list:
         return " ".join(b["text"] for b in content if type(b) is dict and type(b.get("text")) is str)
     return content if type(content) is str else ""
-
-
-def _deltas(block: Json) -> Iterator[Json]:
-    kind = block["type"]
-    for word in _words(block[kind]):
-        yield {"type": f"{kind}_delta", kind: word}
-    if kind == "thinking":
-        yield {"type": "signature_delta", "signature": block["signature"]}

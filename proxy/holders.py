@@ -219,4 +219,5 @@ def _unanswered() -> ProxyError:
 
 
 def _refused(status: int, message: str) -> ProxyError:
-    return ProxyError(status, message, source=Source.DOWNSTREAM)
+    # To ask again helps nobody, and Claude Code would for minutes.
+    return ProxyError(status, message, source=Source.DOWNSTREAM, headers=((b"x-should-retry", b"false"),))

@@ -41,7 +41,9 @@ def installed(request: pytest.FixtureRequest) -> Installed:
             return place
         # Whole or not at all: a run that is interrupted, or another at the same time, leaves no half behind.
         with tempfile.TemporaryDirectory(dir=home) as scratch:
-            command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--only-binary=:all:"]
+            # Compiled where it is imported: most of it never is.
+            options = ("--quiet", "--no-input", "--only-binary=:all:", "--no-compile")
+            command = [sys.executable, "-m", "pip", "install", *options]
             target = Path(scratch) / "packages"
             done = subprocess.run(
                 [*command, "--disable-pip-version-check", "--target", str(target), *requirements],

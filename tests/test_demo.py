@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 
 import aiohttp
 import pytest
+from environments import RunScript
 
 from proxy import demo
 
@@ -37,9 +38,10 @@ class Paper(io.StringIO):
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A show with shorter silences, where their length is not what is tested."""
+    """A show with shorter silences and slower words, where their length is not what is tested."""
     monkeypatch.setattr(demo, "PING_INTERVAL", 0.1)
     monkeypatch.setattr(demo, "SILENCE", 0.25)
+    monkeypatch.setattr(demo, "INTERVAL", 0.03)
 
 
 async def test_the_show() -> None:
@@ -53,16 +55,22 @@ async def test_the_show() -> None:
     assert "x-bifrost-provider: backup\n" in text
     assert "x-bifrost-fallback-index: 1\n" in text
     assert "x-bifrost-attempts: demo/demo-overloaded:529,backup/claude-2:200\n" in text
-    assert re.search(r"· ping · after 1\.\d s of silence\n", text)
+    assert re.search(r"· ping · after 0\.\d s of silence\n", text)
     assert "Yours verbatim, demo." in text
     assert re.search(r"usage: \d+ input_tokens, \d+ output_tokens\n", text)
-    assert len(re.findall(r"first token after \d\.\d+ s, \d+ tokens in \d\.\d+ s\n", text)) == 2
+    assert len(re.findall(r"first token after \d\.\d+ s, \d+ tokens in \d\.\d+ s\n", text)) == 3
+    assert "then backup/claude-haiku-4-5 answered 200\n" in text
+    assert re.search(r"usage: \d+ prompt_tokens, \d+ completion_tokens, \d+ total_tokens\n", text)
+    listed = re.search("GET /v1/models: (.+)\n", text)
+    assert listed is not None
+    assert {"demo/claude-2", "backup/claude-2"} <= set(listed[1].split(", "))
     assert re.search(
         r"200 -\S+ POST /anthropic/v1/complete: demo/demo-overloaded:529, backup/claude-2:200", text
     )
     assert "POST /anthropic/v1/messages: demo/demo-thinking:200" in text
+    assert "POST /v1/chat/completions: demo/demo-overloaded:503, backup/claude-haiku-4-5:200" in text
+    assert "GET /v1/models: demo:200, backup:200" in text
     assert "\ncurl -N http://127.0.0.1:" in text
-    assert "\nANTHROPIC_BASE_URL=http://127.0.0.1:" in text
     assert "\x1b" not in text
 
 
@@ -125,6 +133,18 @@ async def test_an_address_that_is_none(listen: str) -> None:
             ", backup/claude-2]",
             "]",
             "the completion did not end well; no token of the completion came; no fallback",
+        ),
+        (
+            "name: backup, value: env.DEMO_KEY",
+            "name: backup, value: env.DEMO_KEY, models: [claude-2]",
+            "the chat did not end well; no fallback of the chat; no usage of the chat",
+        ),
+        (
+            "name: backup, value: env.DEMO_KEY",
+            "name: backup, value: env.DEMO_KEY, models: [another]",
+            "the completion did not end well; no token of the completion came; no fallback; "
+            "the chat did not end well; no fallback of the chat; no usage of the chat; "
+            "no list of both providers' models",
         ),
     ],
 )
@@ -194,7 +214,7 @@ async def test_it_serves_until_ctrl_c(number: signal.Signals) -> None:
     """The printed curl lines work as they are, requests are logged, and a signal ends it with code 0."""
     async with running("--listen", "127.0.0.1:0") as process:
         stream, fallback, job, answer = (
-            line for line in await read_until(process, b"ANTHROPIC_BASE_URL") if line.startswith("curl ")
+            line for line in await read_until(process, b"export ") if line.startswith("curl ")
         )
         response, text = await curl(stream)
         assert (response.status, response.headers["x-bifrost-provider"]) == (200, "demo")
@@ -240,3 +260,37 @@ async def test_once_as_a_command() -> None:
             1
         ]
         assert json.loads(shlex.split(body)[0])["stream"] is True
+
+
+ANSWER = "You said “Say »grüß Gott«” and it reached me just as you wrote it. Yours verbatim, demo."
+SDKS = {
+    "openai": (("openai==3.54.0",), {"OPENAI_API_KEY": "any-key"}),
+    "genai": (("google-genai==3.4.0",), {"GEMINI_API_KEY": "any-key"}),
+    "cohere": (("cohere==7.3.1",), {"CO_API_KEY": "any-key"}),
+}
+
+
+async def test_sdks_go_where_the_printed_variables_say(run_script: RunScript) -> None:
+    """Real SDKs with any key and the printed variables have JSON, streams, lists and errors of their own."""
+    async with running("--listen", "127.0.0.1:0") as process:
+        lines = await read_until(process, b"   More models")
+        printed = dict(re.findall(r"^export (\w+)=(\S+) +# [a-z-]+$", "\n".join(lines), re.M))
+        seen = {}
+        for name, (requirements, key) in SDKS.items():
+            seen[name] = await run_script(requirements, f"demo_{name}", **key, **printed)
+    for name, said in seen.items():
+        assert (name, said["whole"], said["stream"]) == (name, ANSWER, ANSWER)
+        assert len({json.dumps(usage) for usage in said["usage"]}) == 1, name
+    openai, genai, cohere = seen.values()
+    assert (openai["usage"][0]["prompt_tokens"], openai["usage"][0]["completion_tokens"]) == (3, 17)
+    assert (openai["response"], openai["response_stream"]) == (ANSWER, ANSWER)
+    assert openai["response_types"] == ["response.created", "response.completed"]
+    assert len(openai["embedding"]) == 8
+    assert {"demo/claude-2", "backup/claude-2"} <= set(openai["models"])
+    assert openai["error"] == [404, "not_found_error"]
+    assert (genai["reason"], genai["tokens"], genai["error"]) == ("STOP", 3, [404, "NOT_FOUND"])
+    assert genai["usage"][0]["candidates_token_count"] == 17
+    assert genai["models"][0] == "models/claude-2"
+    assert (cohere["reason"], cohere["error"]) == ("COMPLETE", [404, ["id", "message"]])
+    assert cohere["usage"][0] == {"input_tokens": 3, "output_tokens": 17}
+    assert cohere["models"][0] == "claude-2"
