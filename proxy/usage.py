@@ -49,6 +49,8 @@ class Shape(NamedTuple):
     """The same by Anthropic's field names; it is given some counts."""
     firsts: int
     """How many objects a stream begins with that later ones only complete."""
+    unwrap: Callable[[], Callable[[bytes], bytes]] | None = None
+    """Makes what turns the bytes of an answer into those that are looked at; None: they stay as they are."""
 
 
 def read_counts(counts: re.Pattern[bytes], text: bytes) -> dict[str, int]:
@@ -61,12 +63,13 @@ def shape(
     normal: Callable[[Mapping[str, int]], dict[str, int]],
     read: Callable[[re.Pattern[bytes], bytes], dict[str, int]] = read_counts,
     firsts: int = 0,
+    unwrap: Callable[[], Callable[[bytes], bytes]] | None = None,
 ) -> Shape:
     """The shape whose counts have `names`, with blanks between them."""
     count = rb'"(%b)"\s*+:\s*+(\d{1,15}+)\d*+(?=[\s,.}\]])' % b"|".join(names.encode().split())
     begin = re.compile(mark + rb"\s*+:\s*+(?=\{)")
     may_begin = re.compile(mark + rb"\s*+(?::\s*+)?\Z")
-    return Shape(mark, begin, may_begin, re.compile(count), read, normal, firsts)
+    return Shape(mark, begin, may_begin, re.compile(count), read, normal, firsts, unwrap)
 
 
 _OBJECT = re.compile(
@@ -79,7 +82,7 @@ class Usage:
     """Feed it what passes; ask `counts` at the end, or at any time."""
 
     __slots__ = (
-        *("_carry", "_firsts", "_mark", "_overlap", "_seen"),
+        *("_carry", "_firsts", "_mark", "_overlap", "_seen", "_unwrap"),
         *("ended", "is_whole", "on_sight", "shape"),
     )
 
@@ -87,6 +90,7 @@ class Usage:
         self.shape = shape
         self._mark = shape.mark
         self._overlap = 1 - len(shape.mark)
+        self._unwrap = shape.unwrap() if shape.unwrap is not None else None
         self._carry = b""
         """The end of what was fed: maybe the beginning of a mark, or a mark whose object is not whole."""
         self._seen: list[bytes] = []
@@ -105,6 +109,8 @@ class Usage:
 
     def feed(self, chunk: bytes) -> None:
         """Look at one chunk; a mark or an object may be split over chunks."""
+        if self._unwrap is not None:
+            chunk = self._unwrap(chunk)
         data = self._carry + chunk if self._carry else chunk
         at = data.find(self._mark)
         if (at >= 0 or self._firsts is None) and (rest := self._look(data, at)):

@@ -170,6 +170,7 @@ def key_environment(providers: Mapping[str, Mapping[str, Any]]) -> dict[str, str
         key["value"].removeprefix("env."): f"sk-test-{key['name']}"
         for provider in providers.values()
         for key in provider.get("keys", ())
+        if "value" in key
     }
 
 

@@ -45,7 +45,7 @@ _ITERATION = re.compile(rb"\{[^{}]*+(?:\{[^{}]*+\}[^{}]*+)*+\}")
 _LEFT_OUT = re.compile(rb'"type"\s*+:\s*+"(?:compaction|advisor_message)"')
 
 
-def _read_with_iterations(counts: re.Pattern[bytes], text: bytes) -> dict[str, int]:
+def read_with_iterations(counts: re.Pattern[bytes], text: bytes) -> dict[str, int]:
     found = read_counts(counts, _ITERATIONS.sub(b"", text))
     for iterations in _ITERATIONS.findall(text):
         for iteration in filter(_LEFT_OUT.search, _ITERATION.findall(iterations)):
@@ -54,7 +54,7 @@ def _read_with_iterations(counts: re.Pattern[bytes], text: bytes) -> dict[str, i
     return found
 
 
-def _normal(found: Mapping[str, int]) -> dict[str, int]:
+def normal(found: Mapping[str, int]) -> dict[str, int]:
     normal: dict[str, int] = {}
     for name, value in found.items():
         own = name.removeprefix(_APART)
@@ -84,8 +84,8 @@ ANTHROPIC = Format(
         b'"usage"',
         "input_tokens output_tokens cache_creation_input_tokens cache_read_input_tokens "
         "ephemeral_1h_input_tokens",
-        _normal,
-        _read_with_iterations,
+        normal,
+        read_with_iterations,
         firsts=1,
     ),
     listing=Listing(b"/v1/models?limit=1000", "data", "id", fields=((b"anthropic-version", b"2023-06-01"),)),

@@ -6,8 +6,9 @@ Facts
   - Streams are ``application/vnd.amazon.eventstream``, frames with checksums: no ping can stand between them.
   - An error is ``{"message":M}`` with its name in the field ``x-amzn-ErrorType`` (Smithy, AWS restJson1).
   - Requests are signed (AWS Signature Version 4), over the body too, or carry a bearer key.
-  - Converse tells ``inputTokens`` without what its cache read and wrote, which stand beside it; InvokeModel
-    passes the model's own answer (API reference, TokenUsage).
+  - Converse tells ``inputTokens`` without what its cache read and wrote, which stand beside it; of the latter
+    ``cacheDetails`` says again how much is kept for how long (API reference, TokenUsage, CacheDetail).
+    InvokeModel passes the model's own answer; its streams end with metrics for every model (`unwrapping`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from typing import Any
 from proxy.errors import ProxyError
 from proxy.usage import shape
 
+from . import anthropic
 from .format import Fields, Format, Method, text
+from .unwrapping import Unwrapping
 
 _TYPES = {
     401: b"AccessDeniedException",
@@ -44,10 +47,21 @@ _METHODS = (
 
 _NAMES = {
     "inputTokens": "input_tokens",
+    "inputTokenCount": "input_tokens",
+    "prompt_tokens": "input_tokens",
     "outputTokens": "output_tokens",
+    "outputTokenCount": "output_tokens",
+    "completion_tokens": "output_tokens",
     "cacheReadInputTokens": "cache_read_input_tokens",
+    "cacheReadInputTokenCount": "cache_read_input_tokens",
     "cacheWriteInputTokens": "cache_creation_input_tokens",
+    "cacheWriteInputTokenCount": "cache_creation_input_tokens",
 }
+"""Converse's and the metrics' own, and those of models in OpenAI's format, by Anthropic's."""
+
+_DETAILS = re.compile(rb'"cacheDetails"\s*+:\s*+\[[^\]]*+')
+_DETAIL = re.compile(rb"\{[^{}]*+\}")
+_HOUR = re.compile(rb'"ttl"\s*+:\s*+"1h"')
 
 
 def _error(error: ProxyError, _: str) -> dict[str, Any]:
@@ -59,8 +73,17 @@ def _error_fields(error: ProxyError) -> Fields:
     return ((b"x-amzn-ErrorType", _TYPES.get(error.status, default)),)
 
 
+def _read(counts: re.Pattern[bytes], text: bytes) -> dict[str, int]:
+    found = anthropic.read_with_iterations(counts, _DETAILS.sub(b"", text))
+    for details in _DETAILS.findall(text):
+        for detail in filter(_HOUR.search, _DETAIL.findall(details)):
+            for _, value in counts.findall(detail):
+                found["ephemeral_1h_input_tokens"] = int(value)
+    return found
+
+
 def _normal(found: Mapping[str, int]) -> dict[str, int]:
-    return {_NAMES.get(name, name): value for name, value in found.items()}
+    return anthropic.normal({_NAMES.get(name, name): value for name, value in found.items()})
 
 
 BEDROCK = Format(
@@ -87,8 +110,10 @@ BEDROCK = Format(
     free=frozenset(("/bedrock/model/{model}/count-tokens",)),
     usage=shape(
         b'"usage"',
-        "inputTokens outputTokens cacheReadInputTokens cacheWriteInputTokens input_tokens output_tokens"
-        " cache_creation_input_tokens cache_read_input_tokens",
+        " ".join((*_NAMES, *dict.fromkeys(_NAMES.values()), "ephemeral_1h_input_tokens")),
         _normal,
+        _read,
+        firsts=1,
+        unwrap=Unwrapping,
     ),
 )
