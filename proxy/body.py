@@ -65,6 +65,8 @@ class Scan(NamedTuple):
     fallbacks_cut: tuple[int, int] | None
     """The gateway's member with exactly one comma; None when there is nothing to cut."""
     stream: bool
+    again: tuple[tuple[int, int], ...] = ()
+    """Where deeper in the body the path's model is named again, with quotes."""
     is_json: bool = True
     """Whether the model stands in the body as JSON has it, or as it is."""
 
@@ -142,9 +144,11 @@ def splice(body: bytes, scan: Scan, model: str) -> bytes:
     return b"".join(parts) if len(parts) > 1 else body
 
 
-def spliced(body: bytes, scan: Scan, model: str) -> list[memoryview]:
-    """As `splice`, in parts: what stays is not copied."""
+def spliced(body: bytes, scan: Scan, model: str, again: str = "") -> list[memoryview]:
+    """As `splice`, in parts: what stays is not copied. `again`, if given, is what goes to `scan.again`."""
     edits = [(*scan.fallbacks_cut, b"")] if scan.fallbacks_cut else []
+    if again:
+        edits += ((*span, orjson.dumps(again)) for span in scan.again)
     if model != scan.model and scan.model:
         new = orjson.dumps(model) if scan.is_json else model.encode("utf-8", "surrogatepass")
         edits.append((*scan.model_span, new))

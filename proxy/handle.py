@@ -305,7 +305,12 @@ class Handler:
         head = answer.fields.head(stream=stream, sized=sized)
         head.lines += served_by(exchange)
         locations = exchange.format.locations
-        if locations and served.target.provider.keys:
+        if (
+            locations
+            and served.target.provider.keys
+            and not config.require_virtual_key
+            and head.names(locations)
+        ):
             head.relocate(locations, batches.own_origin(config, request) + route.prefix)
         if not rewritten:
             await relay.copy(answer, served.held, head, reply)

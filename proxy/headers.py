@@ -159,10 +159,11 @@ class Outgoing:
         *("fallbacks", "has_credential", "is_signed", "job_fields", "key_name", "provider", "virtual_keys"),
     )
 
-    def __init__(self, fields: Fields, keys: Sequence[bytes] = ()) -> None:
-        """`keys` are credentials that did not stand in a field; they are made fields."""
-        if keys:
-            fields = (*fields, *((b"x-goog-api-key", key) for key in keys))
+    def __init__(self, fields: Fields, found: Fields = ()) -> None:
+        """`found` are credentials as fields that were none in the request; one key twice is one."""
+        if found:
+            have = {value for name, value in fields if _out(name) == _CREDENTIAL}
+            fields = (*fields, *(field for field in dict.fromkeys(found) if field[1] not in have))
         self._fields = fields
         self._fates = fates = list(map(_out, map(NAME, fields)))
         self._named: frozenset[bytes] = frozenset()

@@ -77,6 +77,10 @@ class Head:
         self.has_length = False
         self.has_date = False
 
+    def names(self, names: tuple[bytes, ...]) -> bool:
+        """Whether there is a field with one of these lower-case names."""
+        return any(line.lower().startswith(names) for line in self.lines)
+
     def relocate(self, names: tuple[bytes, ...], base: bytes) -> None:
         """Put `base`, an origin and a prefix, for the origin in the URLs of the fields with these names."""
         self.lines = [

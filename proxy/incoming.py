@@ -67,7 +67,7 @@ class Original:
 
     __slots__ = (
         *("about_to_send", "body", "fallbacks", "format", "held", "identity", "length", "method", "model"),
-        *("outgoing", "path", "place", "plain", "scan", "span", "upload"),
+        *("outgoing", "again", "path", "place", "plain", "scan", "span", "upload"),
     )
 
     def __init__(self, method: str, route: Route, outgoing: headers.Outgoing) -> None:
@@ -77,6 +77,8 @@ class Original:
         self.span = route.span
         """Where in `path` a model is named, if it is."""
         self.place = route.place
+        self.again = self.format.again.get(route.operation, ())
+        """Where in `body` the path's model is named again."""
         self.outgoing = outgoing
         self.model = route.model if route.span[1] else ""
         """The model that is asked for; empty when none is named."""
@@ -109,7 +111,10 @@ class Original:
     def rewritten(self, model: str) -> bool:
         """Whether a target with this model gets another body than the one that came."""
         scan = self.scan
-        return scan is not None and (bool(scan.fallbacks_cut) or self._named(scan, model) != scan.model)
+        if scan is None:
+            return False
+        renamed = self._named(scan, model) != scan.model or bool(scan.again and self._again(model))
+        return renamed or bool(scan.fallbacks_cut)
 
     def sent(self, model: str) -> tuple[Body, int | None]:
         """What a target with this model gets, and its length in bytes; None: chunked, or no body.
@@ -120,7 +125,7 @@ class Original:
         if body is not None:
             if scan is None or not self.plain:
                 return body, len(body)
-            parts = spliced(body, scan, self._named(scan, model))
+            parts = spliced(body, scan, self._named(scan, model), self._again(model))
             if len(parts) > 1 and len(body) <= SEND_BYTES:
                 body = b"".join(parts)
             return (body, len(body)) if len(body) <= SEND_BYTES else (parts, sum(map(len, parts)))
@@ -139,6 +144,10 @@ class Original:
         if again is None or model == self.model or scan.model != again + self.model:
             return scan.model
         return again + model
+
+    def _again(self, model: str) -> str:
+        """What the parts of the body must name for a target with this model; empty: what they do."""
+        return (self.format.body_model or "") + model if model and model != self.model else ""
 
 
 async def _looked_at(arrival: _Arrival, search: Search) -> AsyncGenerator[bytes, None]:
@@ -245,6 +254,10 @@ class Intake:
             self._bodies.hold(exchange, len(plain))
         try:
             scanned = await self._scanner.scan(plain, named=original.place is Place.BODY)
+            if original.again and _may_change(original, scanned, config):
+                name = f"{original.format.body_model}{original.model}"
+                spans = await self._scanner.named(plain, original.again, name)
+                scanned = scanned._replace(again=tuple(spans))
         finally:
             if not original.plain:
                 self._bodies.let_go(exchange, len(plain))
@@ -402,6 +415,13 @@ class _Arrival:
 
 def _is_plain(codings: str) -> bool:
     return codings.strip().lower() in ("identity", "")
+
+
+def _may_change(original: Original, scanned: Scan, config: Config) -> bool:
+    """Whether a target may have another model than the one that the path names."""
+    provider, slash, _ = original.model.partition("/")
+    renamed = original.model in config.models or (slash and provider in config.providers)
+    return bool(renamed or scanned.fallbacks or original.outgoing.fallbacks)
 
 
 def _is_content_type(name: bytes) -> bool:

@@ -178,24 +178,24 @@ def match(method: str, target: bytes, *, anthropic_version: bool) -> Route:
     return route._replace(path=route.path + mark + query) if mark else route
 
 
-def without_keys(target: bytes) -> tuple[bytes, list[bytes]]:
-    """A request target without the credentials in its query, and these. Raises `ProxyError` 400."""
+def without_keys(target: bytes) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+    """A request target without the credentials in its query, and these as fields. Raises `ProxyError` 400."""
     path, mark, query = target.partition(b"?")
     root = _root(path) if mark else None
-    if root is None or not root.format.query_key:
+    if root is None or not root.format.query_keys:
         return target, []
-    name = root.format.query_key
-    kept, keys = [], []
+    kept, fields = [], []
     for member in query.split(b"&"):
-        key, _, value = member.partition(b"=")
-        if unquote_to_bytes(key) == name:
-            keys.append(unquote_to_bytes(value))
-        else:
+        name, _, value = member.partition(b"=")
+        field = root.format.query_keys.get(unquote_to_bytes(name))
+        if field is None:
             kept.append(member)
-    keys = [key for key in keys if key]
-    if not all(map(_KEY.fullmatch, keys)):
-        raise ProxyError(400, f"`{name.decode()}` in the query is no key.", source=Source.DOWNSTREAM)
-    return path + mark * bool(kept) + b"&".join(kept), keys
+        elif key := unquote_to_bytes(value):
+            if not _KEY.fullmatch(key):
+                wrong = f"`{unquote_to_bytes(name).decode()}` in the query is no credential."
+                raise ProxyError(400, wrong, source=Source.DOWNSTREAM)
+            fields.append((field[0], field[1] + key))
+    return path + mark * bool(kept) + b"&".join(kept), fields
 
 
 @functools.lru_cache(MAX_REMEMBERED)
@@ -296,7 +296,10 @@ def _below(method: str, root: Root, target: bytes, readings: list[bytes]) -> Rou
     path = next(filter(form.paths.__contains__, below), None)
     if path is not None:
         operation = form.operation(path)
-        return route._replace(kind=Kind.MODEL, label=operation, operation=operation, place=form.paths[path])
+        events = path not in form.lines
+        return route._replace(
+            kind=Kind.MODEL, label=operation, operation=operation, place=form.paths[path], events=events
+        )
     if form.named is None or not any(map(form.named.fullmatch, below)):
         return route._replace(kind=Kind.HELD) if form.holds_all else route
     found = form.named.fullmatch(raw)

@@ -23,6 +23,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from . import inner
 from .body import Scan, object_steps, steps
 
 T = TypeVar("T")
@@ -45,6 +46,10 @@ class Scanner:
     async def scan(self, body: bytes, *, named: bool = True) -> Scan:
         """What stands in `body`; `ProxyError` 400 when it breaks the rules. `named`: it must name a model."""
         return await self._walked(body, steps(body, named=named))
+
+    async def named(self, body: bytes, path: tuple[bytes, ...], text: str) -> list[tuple[int, int]]:
+        """Where `text` stands at `path`, which are keys, in a body that was scanned."""
+        return await self._walked(body, inner.steps(body, path, text))
 
     async def is_object(self, body: bytes) -> bool:
         """Whether `body` is a JSON object."""

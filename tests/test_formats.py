@@ -12,6 +12,9 @@ from proxy.incoming import Original
 from proxy.routes import FRAMEWORKS, Kind, Route, match
 
 
+KEY = (b"x-goog-api-key", b"k")
+
+
 def post(target: bytes) -> Route:
     return match("POST", target, anthropic_version=False)
 
@@ -151,17 +154,18 @@ def test_a_path_that_asks_for_a_stream(target: bytes, stream: bool, events: bool
 @pytest.mark.parametrize(
     ("target", "kept", "keys"),
     [
-        (b"/genai/v1beta/files?key=k", b"/genai/v1beta/files", [b"k"]),
-        (b"/genai/x?a=1&key=k%2F1&b=%20&b", b"/genai/x?a=1&b=%20&b", [b"k/1"]),
-        (b"/genai/x?k%65y=k&key=l", b"/genai/x", [b"k", b"l"]),
+        (b"/genai/v1beta/files?key=k", b"/genai/v1beta/files", [KEY]),
+        (b"/genai/x?a=1&key=k%2F1&b=%20&b", b"/genai/x?a=1&b=%20&b", [(b"x-goog-api-key", b"k/1")]),
+        (b"/genai/x?k%65y=k&key=l", b"/genai/x", [KEY, (b"x-goog-api-key", b"l")]),
         (b"/genai/x?key=&monkey=1", b"/genai/x?monkey=1", []),
-        (b"/langchain/genai/x?key=k", b"/langchain/genai/x", [b"k"]),
+        (b"/langchain/genai/x?key=k", b"/langchain/genai/x", [KEY]),
+        (b"/genai/x?access_token=t", b"/genai/x", [(b"Authorization", b"Bearer t")]),
         (b"/openai/x?key=k", b"/openai/x?key=k", []),
         (b"/genai/x", b"/genai/x", []),
         (b"nonsense?key=k", b"nonsense?key=k", []),
     ],
 )
-def test_a_key_in_the_query_is_taken_out(target: bytes, kept: bytes, keys: list[bytes]) -> None:
+def test_a_key_in_the_query_is_taken_out(target: bytes, kept: bytes, keys: list[tuple[bytes, bytes]]) -> None:
     """All else of the query stays as it came, in its order."""
     assert routes.without_keys(target) == (kept, keys)
 

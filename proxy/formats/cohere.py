@@ -22,6 +22,12 @@ def _error(error: ProxyError, request_id: str) -> dict[str, Any]:
     return {"id": request_id, "message": text(error)}
 
 
+def _in_stream(error: dict[str, Any]) -> dict[str, Any]:
+    """As Cohere says that a message failed; of an event without ``type`` its SDK makes a message-start."""
+    ended = {"finish_reason": "ERROR", "error": error.get("message")}
+    return {"type": "message-end", **error, "delta": ended}
+
+
 COHERE = Format(
     name="cohere",
     roots=((b"/cohere/", b"/cohere"),),
@@ -31,18 +37,20 @@ COHERE = Format(
             **dict.fromkeys(
                 (
                     *(b"/v1/chat", b"/v1/generate", b"/v1/embed", b"/v1/rerank", b"/v1/classify"),
-                    *(b"/v1/summarize", b"/v1/tokenize", b"/v1/detokenize"),
+                    *(b"/v1/summarize", b"/v1/tokenize", b"/v1/detokenize", b"/v2/parse"),
                 ),
                 Place.OPTION,
             ),
             b"/v2/audio/transcriptions": Place.FORM,
         }
     ),
+    lines=frozenset((b"/v1/chat", b"/v1/generate")),
     credential=(b"Authorization", b"Bearer "),
     request_id=b"x-request-id",
     error=_error,
     member="message",
     is_error=NAMED_ERROR,
+    in_stream=_in_stream,
     event=ERROR_EVENT,
     ping=COMMENT_PING,
     usage=shape(b'"billed_units"', "input_tokens output_tokens", dict),

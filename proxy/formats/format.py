@@ -82,6 +82,8 @@ class Format:
     error_fields: Callable[[ProxyError], Fields] = lambda error: ()
     is_error: re.Pattern[bytes]
     """What is found in the event of a stream if it is an error."""
+    in_stream: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    """What the JSON of an error becomes in a stream; None: it is the same there."""
     event: tuple[bytes, bytes] | None
     """What stands before and behind the JSON of an error in a stream; None where there is no such event."""
     ping: bytes
@@ -106,13 +108,18 @@ class Format:
     """A path to be read that names a model, in group ``model``, behind a provider's name perhaps."""
     events: bytes = b""
     """What the query of a stream has, if it is one of server-sent events; empty: it always is."""
-    query_key: bytes = b""
-    """The member of the query that is a credential."""
+    lines: frozenset[bytes] = frozenset()
+    """The paths whose streams are JSON, an object a line, and no server-sent events."""
+    query_keys: Mapping[bytes, tuple[bytes, bytes]] = field(default_factory=lambda: NOTHING)
+    """The members of the query that are credentials: in which field they go on, and what stands before them."""
     holds_all: bool = False
     """Whether every body is held, because requests are signed."""
+    again: Mapping[str, tuple[bytes, ...]] = field(default_factory=lambda: NOTHING)
+    """By operation: where deeper in the body the path's model is named again, as keys; lists on the way do
+    not count. What stands before it there is `body_model`."""
     listing: Listing | None = None
     locations: tuple[bytes, ...] = ()
-    """Fields of answers, in lower case, that name the provider's host, where SDKs then send their key."""
+    """Fields of answers, in lower case, that name the provider's host, for the rest of an upload."""
     free: frozenset[str] = frozenset()
     """Operations whose answers report no usage because they cost nothing."""
     pending: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: NOTHING)
@@ -151,6 +158,8 @@ class Format:
         if self.event is None:
             return b""
         before, behind = self.event
+        if self.in_stream is not None:
+            data = orjson.dumps(self.in_stream(orjson.loads(data)))
         return before + data.replace(b"\r", b" ").replace(b"\n", b" ") + behind
 
 

@@ -4,9 +4,10 @@ Facts
   - The model stands in the path: ``/v1beta/models/{model}:generateContent`` (ai.google.dev, API reference).
     SDKs leave a slash in it as it is. ``:embedContent`` names it in the body again, as ``models/{model}``.
   - A stream is one of server-sent events with ``alt=sse`` in the query, and else a JSON array that grows.
-  - A key may stand in the query, as ``key=`` (AIP-4110); there it would get into logs.
+  - A key may stand in the query, as ``key=``, a token as ``access_token=`` or ``oauth_token=`` (Google APIs,
+    system parameters); there it would get into logs.
   - An upload is begun with a request whose answer says in ``X-Goog-Upload-URL`` where the rest goes
-    (ai.google.dev, Files API). SDKs send their key there.
+    (ai.google.dev, Files API). Who knows that needs no key, and SDKs send none.
   - An error is ``{"error":{"code":S,"message":M,"status":C}}``, and ``C`` a canonical code (google.rpc.Code,
     AIP-193).
   - The official SDK fails on pings and on comments; an empty line is all that it ignores.
@@ -24,7 +25,7 @@ from typing import Any
 from proxy.errors import ProxyError
 from proxy.usage import shape
 
-from .format import Format, Listing, Method, text, with_cache
+from .format import Format, Listing, Method, Place, text, with_cache
 
 _STATUSES = {
     400: "INVALID_ARGUMENT",
@@ -75,14 +76,31 @@ GENAI = Format(
     name="genai",
     roots=((b"/genai/", b"/genai"),),
     provider="gemini",
-    paths=MappingProxyType({}),
+    paths=MappingProxyType(
+        {b"/%b/interactions" % version: Place.OPTION for version in (b"v1", b"v1alpha", b"v1beta")}
+    ),
     named=re.compile(rb"/[^/]+/(?:publishers/[^/]+/)?models/(?P<model>.+)(?::|%3a)(?P<method>[a-z]+)", re.I),
     methods=MappingProxyType({method.name.lower().encode(): method for method in _METHODS}),
     label_of_named="/genai/models/{model}:",
     body_model="models/",
     read=re.compile(rb"/[^/]+/models/(?P<model>[^:]+)"),
+    again=MappingProxyType(
+        {
+            "/genai/models/{model}:countTokens": (b"generateContentRequest", b"model"),
+            "/genai/models/{model}:batchEmbedContents": (b"requests", b"model"),
+            "/genai/models/{model}:batchGenerateContent": (
+                *(b"batch", b"inputConfig", b"requests", b"requests", b"request", b"model"),
+            ),
+        }
+    ),
     events=b"alt=sse",
-    query_key=b"key",
+    query_keys=MappingProxyType(
+        {
+            b"key": (b"x-goog-api-key", b""),
+            b"access_token": (b"Authorization", b"Bearer "),
+            b"oauth_token": (b"Authorization", b"Bearer "),
+        }
+    ),
     locations=(b"x-goog-upload-url", b"x-goog-upload-control-url"),
     credential=(b"x-goog-api-key", b""),
     request_id=b"x-request-id",

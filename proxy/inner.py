@@ -1,0 +1,45 @@
+"""Names of models deeper in a body than `body` looks.
+
+Facts
+  - Some requests name the path's model again in each of their parts (`formats.genai`).
+
+Rules
+  1. The body is JSON: `body` has read it. A member whose name is spelt with escapes is not found.
+
+Not here: what a found name is replaced with (`incoming`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator
+
+import orjson
+
+_TOKEN = re.compile(rb'"[^"\\]*+(?>(?:\\.[^"\\]*+)*)"|[{}\[\]:,]', re.DOTALL)
+
+_PAUSE = 4096
+"""Tokens between two pauses: about a millisecond."""
+
+
+def steps(body: bytes, path: tuple[bytes, ...], text: str) -> Generator[None, None, list[tuple[int, int]]]:
+    """The spans, with quotes, of the strings `text` at `path`: keys; lists on the way do not count."""
+    wanted = [b'"%b"' % key for key in path]
+    found, brackets, keys, last = list[tuple[int, int]](), bytearray(), list[bytes](), b""
+    for count, token in enumerate(_TOKEN.finditer(body)):
+        if not count % _PAUSE:
+            yield
+        item = token[0]
+        if item in (b"{", b"["):
+            brackets += item
+            keys.append(b"")
+        elif item in (b"}", b"]"):
+            brackets.pop()
+            keys.pop()
+        elif item[:1] == b'"' and brackets[-1:] == b"{":
+            if last in (b"{", b","):
+                keys[-1] = item
+            elif [key for key in keys if key] == wanted and orjson.loads(item) == text:
+                found.append(token.span())
+        last = item
+    return found
