@@ -18,7 +18,6 @@ import random
 import time
 from typing import NamedTuple
 
-from . import sse
 from .answer import Answer
 from .config import Config, Key
 from .connection import Origin
@@ -173,7 +172,7 @@ class Runner:
     async def _look(self, outcome: Outcome, form: Format) -> None:
         """Hold the first event of a stream back, to see whether it is an error."""
         answer = outcome.answer
-        if answer is None or not answer.fields.is_plain_stream:
+        if answer is None or not answer.fields.is_plain(form.stream_type):
             return
         # A client that waits longer than a ping interval gets its head and its pings instead.
         clock = asyncio.get_running_loop().time
@@ -187,7 +186,7 @@ class Runner:
             if chunk is None:
                 return
             outcome.held += chunk
-            event = sse.first_event(outcome.held)
+            event = form.first_event(outcome.held)
             if event is not None or not chunk:
                 outcome.event = "stream_error" if event is None or form.is_error.search(event) else ""
                 return

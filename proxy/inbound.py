@@ -114,10 +114,13 @@ class Inbound:
     @property
     def is_plain_stream(self) -> bool:
         """Whether the answer is server-sent events whose boundaries are visible: not compressed."""
-        content_type = self._said(_CONTENT_TYPE)
-        if content_type.partition(b";")[0].strip().lower() != b"text/event-stream":
-            return False
-        return not self.codings
+        return self.is_plain(b"text/event-stream")
+
+    def is_plain(self, content_type: bytes) -> bool:
+        """Whether the answer has this type, in lower case, and is not compressed."""
+        return (
+            self._said(_CONTENT_TYPE).partition(b";")[0].strip().lower() == content_type and not self.codings
+        )
 
     @property
     def codings(self) -> str:

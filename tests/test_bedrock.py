@@ -15,7 +15,16 @@ from typing import Any
 import pytest
 from bedrock_sdk import MODEL, environ, provider
 from bedrock_signatures import Credentials, Signed
-from bedrock_upstream import OURS, THEIRS, BedrockUpstream, StartBedrock, bedrock, converse_frames, event
+from bedrock_upstream import (
+    OURS,
+    THEIRS,
+    BedrockUpstream,
+    StartBedrock,
+    bedrock,
+    converse_frames,
+    event,
+    exception,
+)
 from rawclient import post, request_head
 from running import Proxy, StartProxy, StartUpstream, keyed
 from scripted import LAST_CHUNK, Conn, Request, answer, chunk, refusal, stream_head
@@ -309,3 +318,34 @@ async def test_from_anthropic_to_bedrock(
     assert up.requests[0].header("x-api-key") is None
     (said,) = up.signed
     assert isinstance(said, Signed)
+
+
+@pytest.mark.parametrize("pieces", [1, 5])
+async def test_an_exception_as_the_first_frame_moves_on(
+    upstream: StartUpstream, proxy: StartProxy, pieces: int
+) -> None:
+    """As an error event does in other streams, in however many pieces it comes; a later one is relayed."""
+    first = exception("throttlingException", "slow down")
+    size = -(-len(first) // pieces)
+    cut = [first[at : at + size] for at in range(0, len(first), size)]
+    frames = converse_frames(MODEL)
+    late = [*frames[:2], exception("modelStreamErrorException", "oh")]
+    up = await upstream(
+        answer_of(cut),
+        answer_of(frames),
+        answer_of(late),
+    )
+    keys = [{"name": "main", "value": "env.TEST_KEY_MAIN"}]
+    p = await proxy(
+        providers={"bedrock": {"base_urls": {"bedrock": up.url}, "keys": keys}}, default_providers=DEFAULT
+    )
+    path = f"/bedrock/model/{MODEL}/converse-stream"
+    fallback = (b"x-bf-fallbacks", b"bedrock/other")
+    response = await p.ask(post(path, BODY, [fallback], key=None))
+    assert response.body == b"".join(frames)
+    assert response.header("x-bifrost-attempts") == f"bedrock/{MODEL}:stream_error,bedrock/other:200".encode()
+    assert (await p.ask(post(path, BODY, [fallback], key=None))).body == b"".join(late)
+
+
+def answer_of(frames: list[bytes]) -> bytes:
+    return stream_head([FRAMES]) + b"".join(map(chunk, frames)) + LAST_CHUNK

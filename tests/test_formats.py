@@ -11,7 +11,6 @@ from proxy.headers import Outgoing
 from proxy.incoming import Original
 from proxy.routes import FRAMEWORKS, Kind, Route, match
 
-
 KEY = (b"x-goog-api-key", b"k")
 
 

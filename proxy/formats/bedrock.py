@@ -3,7 +3,9 @@
 Facts
   - The model stands in the path, percent-encoded: ``/model/{modelId}/converse`` (Bedrock Runtime API
     reference). It may be an ARN, with ``/`` as ``%2F``.
-  - Streams are ``application/vnd.amazon.eventstream``, frames with checksums: no ping can stand between them.
+  - Streams are ``application/vnd.amazon.eventstream``, frames with checksums: no ping can stand between.
+    A frame is its length in four bytes, that of its headers, a checksum, the headers, the payload, a checksum;
+    a header is a name, a type, 7 for a text, and its value (Amazon Transcribe guide, event stream encoding).
   - An error is ``{"message":M}`` with its name in the field ``x-amzn-ErrorType`` (Smithy, AWS restJson1).
   - Requests are signed (AWS Signature Version 4), over the body too, or carry a bearer key.
   - Converse tells ``inputTokens`` without what its cache read and wrote, which stand beside it; of the latter
@@ -73,6 +75,12 @@ def _error_fields(error: ProxyError) -> Fields:
     return ((b"x-amzn-ErrorType", _TYPES.get(error.status, default)),)
 
 
+def _first_frame(data: bytes) -> bytes | None:
+    """A frame begins with its length, which is not judged here: one that is too short is no error either."""
+    size = int.from_bytes(data[:4], "big")
+    return data[: max(size, 4)] if len(data) >= max(size, 4) else None
+
+
 def _read(counts: re.Pattern[bytes], text: bytes) -> dict[str, int]:
     found = anthropic.read_with_iterations(counts, _DETAILS.sub(b"", text))
     for details in _DETAILS.findall(text):
@@ -104,7 +112,9 @@ BEDROCK = Format(
     error=_error,
     member="message",
     error_fields=_error_fields,
-    is_error=re.compile(rb"(?!)"),
+    stream_type=b"application/vnd.amazon.eventstream",
+    first_event=_first_frame,
+    is_error=re.compile(rb":message-type\x07\x00(?:\x09exception|\x05error)"),
     event=None,
     ping=b"",
     free=frozenset(("/bedrock/model/{model}/count-tokens",)),

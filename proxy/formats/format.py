@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from proxy.errors import ProxyError
+from proxy.sse import first_event
 from proxy.usage import Shape
 
 Fields = tuple[tuple[bytes, bytes], ...]
@@ -80,6 +81,10 @@ class Format:
     member: str = "error"
     """What every error has, and no other answer."""
     error_fields: Callable[[ProxyError], Fields] = lambda error: ()
+    stream_type: bytes = b"text/event-stream"
+    """The content type of a stream of which the first event is looked at."""
+    first_event: Callable[[bytes], bytes | None] = first_event
+    """The first event of a stream, of which so much is there; None while it is not whole."""
     is_error: re.Pattern[bytes]
     """What is found in the event of a stream if it is an error."""
     in_stream: Callable[[dict[str, Any]], dict[str, Any]] | None = None
@@ -111,7 +116,7 @@ class Format:
     lines: frozenset[bytes] = frozenset()
     """The paths whose streams are JSON, an object a line, and no server-sent events."""
     query_keys: Mapping[bytes, tuple[bytes, bytes]] = field(default_factory=lambda: NOTHING)
-    """The members of the query that are credentials: in which field they go on, and what stands before them."""
+    """The members of the query that are credentials: the field in which each goes on, what is before it."""
     holds_all: bool = False
     """Whether every body is held, because requests are signed."""
     again: Mapping[str, tuple[bytes, ...]] = field(default_factory=lambda: NOTHING)
