@@ -25,7 +25,8 @@ Path: what a request walks through.
   exchange    one request's record             handle     THE PATH, read top to bottom
   rules       what a config means for it       work       a job on the path
   models      the list of all of them          signing    AWS's signatures
-  incoming    the request and its body         bodies     the cap over all held ones
+  incoming    requests and their bodies come   arrival    the patience with a body
+  original    what of it each target gets      bodies     the cap over all held ones
   holders     virtual key -> who holds it      quota      admit, charge
   ledger      changes of counters, in batches  journal    those that are not taken yet
   attempt     the plan's loop, every retry     tries      what one target still has

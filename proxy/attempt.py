@@ -24,8 +24,8 @@ from .connection import Origin
 from .errors import ProxyError, Source
 from .exchange import Exchange, Phase
 from .formats import Format
-from .incoming import Original
 from .keys import Cooling
+from .original import Original
 from .outcome import REFUSED_KEY, SAME_TARGET, Outcome
 from .plan import Plan, Target
 from .sending import Request

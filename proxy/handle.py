@@ -36,15 +36,18 @@ from typing import Any, cast
 from aiohttp import web
 
 from . import batches, errors, headers, inbound, incoming, jobheads, models, relay, routes
+from .access import Holder
 from .attempt import Served
 from .bodies import Bodies
 from .config import Config
 from .errors import ProxyError
 from .exchange import Exchange, Phase
 from .holders import FRESH_SECONDS, Holders
-from .incoming import Intake, Original
+from .incoming import Intake
+from .jobheads import Order
 from .jobs import Jobs
 from .ledger import Ledger
+from .original import Original
 from .ports import Api, Log, Metrics
 from .reply import Reply
 from .routes import Kind, Route
@@ -117,7 +120,7 @@ class Handler:
                 if exchange.committed:
                     await relay.cut(reply, exchange, error)
                 else:
-                    _refuse(reply, exchange, error)
+                    relay.refuse(reply, exchange, error)
         except ConnectionError:
             exchange.finish("D")
             reply.abort()
@@ -128,7 +131,7 @@ class Handler:
             logger.error("%s: %s", exchange.request_id, errors.frames(failure))
             refusal = ProxyError(500, "Internal error of the proxy; it is logged.")
             exchange.fail(refusal)
-            _stop(reply, exchange, refusal)
+            relay.stop(reply, exchange, refusal)
         finally:
             del self._open[task]
             reply.stop()
@@ -143,7 +146,7 @@ class Handler:
         exchange.fail(error)
         reply = Reply(request, exchange, self.rules.config, self._loop)
         try:
-            _refuse(reply, exchange, error)
+            relay.refuse(reply, exchange, error)
         finally:
             self.end(exchange, self.rules)
         return cast(web.StreamResponse, reply)
@@ -185,7 +188,7 @@ class Handler:
         error = ProxyError(503, "The proxy is stopping; send the request again.")
         for task, (exchange, reply) in self._open.items():
             exchange.fail(error)
-            _stop(reply, exchange, error)
+            relay.stop(reply, exchange, error)
             task.cancel()
         return list(self._open)
 
@@ -212,18 +215,7 @@ class Handler:
                 route = exchange.route = _route(request, "POST", target)
             asked = jobheads.read(route, outgoing)
             if asked is not None and asked.id:
-                exchange.phase = Phase.READ
-                await self.intake.skip(request, exchange, config)
-                exchange.phase = Phase.PLAN
-                if holder is not None:
-                    rules.quota.check(holder)
-                hold = functools.partial(self._results.hold, exchange)
-                try:
-                    await self._jobs.about(
-                        asked, request.method, route, holder, outgoing, exchange, reply, hold
-                    )
-                finally:
-                    self._results.let_go(exchange)
+                await self._about(asked, request, rules, holder, outgoing, exchange, reply)
                 return
         exchange.take(route)
         if route.kind is Kind.MODELS:
@@ -257,6 +249,32 @@ class Handler:
             await self._relay(request, route, config, served, exchange, reply)
         finally:
             served.answer.abort()
+
+    async def _about(
+        self,
+        asked: Order,
+        request: web.BaseRequest,
+        rules: Rules,
+        holder: Holder | None,
+        outgoing: headers.Outgoing,
+        exchange: Exchange,
+        reply: Reply,
+    ) -> None:
+        """A poll of a job, or its end."""
+        if exchange.route is None:
+            raise AssertionError("what is asked about a job has a route")
+        exchange.phase = Phase.READ
+        await self.intake.skip(request, exchange, rules.config)
+        exchange.phase = Phase.PLAN
+        if holder is not None:
+            rules.quota.check(holder)
+        hold = functools.partial(self._results.hold, exchange)
+        try:
+            await self._jobs.about(
+                asked, request.method, exchange.route, holder, outgoing, exchange, reply, hold
+            )
+        finally:
+            self._results.let_go(exchange)
 
     async def _early(
         self,
@@ -303,7 +321,7 @@ class Handler:
             reply.stream(exchange.format.ping)
         sized = not stream and not rewritten and answer.status != 204
         head = answer.fields.head(stream=stream, sized=sized)
-        head.lines += served_by(exchange)
+        head.lines += relay.served_by(exchange)
         locations = exchange.format.locations
         if (
             locations
@@ -351,38 +369,3 @@ def _route(request: web.BaseRequest, method: str, target: bytes) -> Route:
 def _drop(task: asyncio.Future[Served]) -> None:
     if not task.cancelled() and task.exception() is None:
         task.result().answer.abort()
-
-
-def _refuse(reply: Reply, exchange: Exchange, error: ProxyError) -> None:
-    """Say what went wrong, as a whole answer."""
-    if exchange.route is None:
-        # What could not be routed may not be framed as we think: CONNECT has no body, whatever it says.
-        reply.close()
-    form = exchange.format
-    fields = (headers.JSON, (form.request_id, exchange.request_id.encode()), *form.error_fields(error))
-    head = inbound.Head((*fields, *error.headers))
-    head.lines += served_by(exchange)
-    reply.whole(error.status, head, form.body(error, exchange.request_id))
-
-
-def _stop(reply: Reply, exchange: Exchange, error: ProxyError) -> None:
-    """End a request now, without waiting for its reader."""
-    if exchange.committed:
-        relay.break_off(reply, exchange, error)
-        return
-    reply.close()
-    try:
-        _refuse(reply, exchange, error)
-    except ConnectionError:
-        # The client left in this very turn: its cancellation is on the way.
-        reply.abort()
-
-
-def served_by(exchange: Exchange) -> tuple[bytes, ...]:
-    """The field lines that say who answered."""
-    target = exchange.target
-    if target is None:
-        return inbound.served_by("", exchange.model, "", "", exchange.attempts)
-    return inbound.served_by(
-        target.provider.name, exchange.model, target.model, str(target.index), exchange.attempts
-    )

@@ -3,17 +3,17 @@
 Facts
   - aiohttp takes HTTP/0.9 and HTTP/2.0 request lines and codings like ``gzip, chunked``. The next hop
     may read such a request as another one (RFC 9112 section 6.1), so they are refused here.
-  - aiohttp has no limit on a body's size and no timer on its arrival where the body is read as here.
-    Silence alone is no measure: a byte now and then would hold a connection for ever.
+  - aiohttp has no limit on a body's size where it is read as here.
   - A client that sent ``Expect: 100-continue`` waits before it sends the body (RFC 9110 section 10.1.1).
 
 Rules
-  1. Only a model route's body is held, up to ``max_body_bytes``. Every other body is passed on as it
-     arrives, with backpressure.
+  1. Only a model route's body is held, up to ``max_body_bytes``, a form's as far as its model, and what has to
+     be signed. Every other body is passed on as it arrives, with backpressure.
   2. ``100 Continue`` is sent when the body is wanted, after all checks that need no body.
   3. The bytes are the client's own from here to the provider.
 
-Not here: what the body says (`body`, `scanner`), who may send it (`keys`).
+Not here: what the body says (`body`, `form`, `scanner`), how long it may take (`arrival`), what is sent of it
+(`original`), who may send it (`holders`).
 """
 
 from __future__ import annotations
@@ -22,36 +22,27 @@ import asyncio
 import contextlib
 import re
 import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from urllib.parse import quote, unquote_to_bytes
+from collections.abc import AsyncGenerator
+from urllib.parse import unquote_to_bytes
 
 from aiohttp import hdrs, web
-from aiohttp.http_exceptions import HttpProcessingError
 
 from . import coding, headers
+from .arrival import HELD_SHARE, Arrival
 from .bodies import Bodies
-from .body import Scan, spliced
+from .body import Scan
 from .config import Config
 from .errors import ProxyError, Source
 from .exchange import Exchange, Phase
 from .form import Search
-from .formats import FORMATS, Place
+from .formats import Place
 from .headers import VIRTUAL_KEY_PREFIX
+from .original import Original
 from .routes import Kind, Route
 from .scanner import Scanner
-from .sending import SEND_BYTES, Body
 
 LARGE_BYTES = 1048576
 """A body above this size is put together in a thread."""
-
-STEP_BYTES = 4096
-"""A body must come by so much, or to its end, within ``body_timeout`` of waiting for it."""
-
-HELD_SHARE = 1 / 64
-"""A body that is held must come by this share of what has come, if that is more: it takes others' room."""
-
-
-_SLASH = re.compile(rb"/|%2[fF]")
 
 _FORM = re.compile(r"(?i)multipart/")
 
@@ -62,108 +53,13 @@ _MOST_DIGITS = 19
 """A length with more digits is more than any reader's integers hold."""
 
 
-class Original:
-    """The request as it came. At most one of `body` and `upload` is set."""
-
-    __slots__ = (
-        *("about_to_send", "body", "fallbacks", "format", "held", "identity", "length", "method", "model"),
-        *("outgoing", "again", "path", "place", "plain", "scan", "span", "upload"),
-    )
-
-    def __init__(self, method: str, route: Route, outgoing: headers.Outgoing) -> None:
-        self.method = method
-        self.format = FORMATS[route.wire_format]
-        self.path = route.path
-        self.span = route.span
-        """Where in `path` a model is named, if it is."""
-        self.place = route.place
-        self.again = self.format.again.get(route.operation, ())
-        """Where in `body` the path's model is named again."""
-        self.outgoing = outgoing
-        self.model = route.model if route.span[1] else ""
-        """The model that is asked for; empty when none is named."""
-        self.fallbacks: tuple[str, ...] = ()
-        self.identity = route.kind is Kind.BATCH or route.stream
-        """Whether the answer must come uncompressed."""
-        self.length: int | None = None
-        """The declared length of the body, in bytes."""
-        self.body: bytes | None = None
-        self.scan: Scan | None = None
-        """What was found in `body`, or in `held`; see `plain`."""
-        self.plain = True
-        """Whether `body` can be rewritten: it has no content coding."""
-        self.held = b""
-        """The beginning of a form whose rest is `upload`."""
-        self.upload: AsyncGenerator[bytes, None] | None = None
-        self.about_to_send: Callable[[], Awaitable[None]] | None = None
-        """Awaited before it is written to an upstream connection."""
-
-    def target_path(self, model: str) -> bytes:
-        """The path for a target with this model; percent-encoding stays where the name stays."""
-        begin, end = self.span
-        if not end or not model or model == self.model:
-            return self.path
-        rest = _SLASH.split(self.path[begin:end], maxsplit=1)[-1]
-        if unquote_to_bytes(rest) != model.encode("utf-8", "surrogatepass"):
-            rest = quote(model, safe=self.format.safe, errors="surrogatepass").encode()
-        return self.path[:begin] + rest + self.path[end:]
-
-    def rewritten(self, model: str) -> bool:
-        """Whether a target with this model gets another body than the one that came."""
-        scan = self.scan
-        if scan is None:
-            return False
-        renamed = self._named(scan, model) != scan.model or bool(scan.again and self._again(model))
-        return renamed or bool(scan.fallbacks_cut)
-
-    def sent(self, model: str) -> tuple[Body, int | None]:
-        """What a target with this model gets, and its length in bytes; None: chunked, or no body.
-
-        In parts where a copy would be large.
-        """
-        body, scan = self.body, self.scan
-        if body is not None:
-            if scan is None or not self.plain:
-                return body, len(body)
-            parts = spliced(body, scan, self._named(scan, model), self._again(model))
-            if len(parts) > 1 and len(body) <= SEND_BYTES:
-                body = b"".join(parts)
-            return (body, len(body)) if len(body) <= SEND_BYTES else (parts, sum(map(len, parts)))
-        upload = self.upload
-        if upload is None or scan is None:
-            return upload, self.length
-        begun = b"".join(spliced(self.held, scan, self._named(scan, model)))
-        length = None if self.length is None else self.length + len(begun) - len(self.held)
-        return _after(begun, upload), length
-
-    def _named(self, scan: Scan, model: str) -> str:
-        """What the body must name, if it names anything, for a target with this model."""
-        if not self.span[1]:
-            return model
-        again = self.format.body_model
-        if again is None or model == self.model or scan.model != again + self.model:
-            return scan.model
-        return again + model
-
-    def _again(self, model: str) -> str:
-        """What the parts of the body must name for a target with this model; empty: what they do."""
-        return (self.format.body_model or "") + model if model and model != self.model else ""
-
-
-async def _looked_at(arrival: _Arrival, search: Search) -> AsyncGenerator[bytes, None]:
+async def _looked_at(arrival: Arrival, search: Search) -> AsyncGenerator[bytes, None]:
     """The rest of a form; one that names a second model never comes to its end."""
     async with contextlib.aclosing(arrival.rest()) as rest:
         async for part in rest:
             search.feed(part)
             yield part
     search.end()
-
-
-async def _after(begun: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    async with contextlib.aclosing(rest):
-        yield begun
-        async for part in rest:
-            yield part
 
 
 def check(request: web.BaseRequest, target: bytes) -> None:
@@ -293,7 +189,7 @@ class Intake:
         limit = config.max_body_bytes
         await _continue(request)
         parts = []
-        arrival = _Arrival(request, exchange, config, share=HELD_SHARE)
+        arrival = Arrival(request, exchange, config, share=HELD_SHARE)
         ended = False
         # What may have to be sent twice is held: what has fallbacks, and what is small.
         small = original.length is not None and original.length <= min(LARGE_BYTES, limit)
@@ -345,7 +241,7 @@ class Intake:
         self._bodies.expect(length)
         await _continue(request)
         parts = []
-        arrival = _Arrival(request, exchange, config, share=HELD_SHARE)
+        arrival = Arrival(request, exchange, config, share=HELD_SHARE)
         while part := await arrival.part():
             if exchange.bytes_in > limit:
                 raise _too_large(limit)
@@ -361,56 +257,8 @@ async def _upload(
     request: web.BaseRequest, exchange: Exchange, config: Config
 ) -> AsyncGenerator[bytes, None]:
     await _continue(request)
-    async for part in _Arrival(request, exchange, config).rest():
+    async for part in Arrival(request, exchange, config).rest():
         yield part
-
-
-class _Arrival:
-    """A body as it arrives, and the patience with it. While nobody waits for it, none is used up."""
-
-    __slots__ = ("_came", "_content", "_exchange", "_left", "_patience", "_share", "_step")
-
-    def __init__(
-        self, request: web.BaseRequest, exchange: Exchange, config: Config, share: float = 0.0
-    ) -> None:
-        self._content = request.content
-        self._exchange = exchange
-        self._patience = self._left = config.body_timeout
-        self._came = 0
-        self._step = float(STEP_BYTES)
-        self._share = share
-
-    async def rest(self) -> AsyncGenerator[bytes, None]:
-        """The parts that have not come yet."""
-        while part := await self.part():
-            yield part
-
-    async def part(self) -> bytes:
-        """The next bytes of the body, ``b""`` after the last."""
-        content = self._content
-        try:
-            if content.is_eof():
-                part = content.read_nowait()
-            else:
-                clock = asyncio.get_running_loop().time
-                began = clock()
-                async with asyncio.timeout(self._left):
-                    part = await content.readany()
-                self._left -= clock() - began
-        except TimeoutError:
-            raise ProxyError(
-                408, "The request body did not arrive in time.", source=Source.DOWNSTREAM, event="timeout"
-            ) from None
-        except ConnectionError:
-            raise _bad(400, "The client left.") from None
-        except (web.RequestPayloadError, HttpProcessingError):
-            raise _bad(400, "The request body is not framed as its header fields say.") from None
-        self._exchange.bytes_in += len(part)
-        self._came += len(part)
-        if self._came >= self._step:
-            self._came, self._left = 0, self._patience
-            self._step = max(STEP_BYTES, self._share * self._exchange.bytes_in)
-        return part
 
 
 def _is_plain(codings: str) -> bool:

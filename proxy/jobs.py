@@ -28,9 +28,9 @@ from .access import Holder
 from .config import Config
 from .errors import RETRY_SOON, ProxyError, Source
 from .exchange import Exchange
-from .incoming import Original
 from .job import Bounds, Ending, Found, Job, State
 from .jobheads import Order
+from .original import Original
 from .plan import Plan
 from .ports import Dispatch, JobStore, StoreError
 from .reply import Reply

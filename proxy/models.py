@@ -26,7 +26,7 @@ from .config import Provider
 from .errors import ProxyError, Source
 from .exchange import Exchange
 from .formats import FORMATS, Format
-from .incoming import Original
+from .original import Original
 from .routes import Kind, Route
 from .rules import Rules
 

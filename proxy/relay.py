@@ -1,4 +1,4 @@
-"""The relay: an upstream answer goes downstream, chunk by chunk, to its end or to a reset.
+"""The relay: an upstream answer goes downstream, chunk by chunk, to its end or to a reset; or our error does.
 
 Facts
   - A client that sees a stream end cleanly takes it for whole, whatever is missing.
@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from . import inbound
+from . import headers, inbound
 from .answer import Answer
 from .attempt import Served
 from .errors import ProxyError, Source
@@ -74,6 +74,41 @@ async def copy_early(answer: Answer, held: bytes, reply: Reply, exchange: Exchan
     form = exchange.format
     reply.push(form.error_event(body) if form.is_error_body(body) else _event(error, exchange))
     reply.end()
+
+
+def refuse(reply: Reply, exchange: Exchange, error: ProxyError) -> None:
+    """Say what went wrong, as a whole answer."""
+    if exchange.route is None:
+        # What could not be routed may not be framed as we think: CONNECT has no body, whatever it says.
+        reply.close()
+    form = exchange.format
+    fields = (headers.JSON, (form.request_id, exchange.request_id.encode()), *form.error_fields(error))
+    head = inbound.Head((*fields, *error.headers))
+    head.lines += served_by(exchange)
+    reply.whole(error.status, head, form.body(error, exchange.request_id))
+
+
+def stop(reply: Reply, exchange: Exchange, error: ProxyError) -> None:
+    """End a request now, without waiting for its reader."""
+    if exchange.committed:
+        break_off(reply, exchange, error)
+        return
+    reply.close()
+    try:
+        refuse(reply, exchange, error)
+    except ConnectionError:
+        # The client left in this very turn: its cancellation is on the way.
+        reply.abort()
+
+
+def served_by(exchange: Exchange) -> tuple[bytes, ...]:
+    """The field lines that say who answered."""
+    target = exchange.target
+    if target is None:
+        return inbound.served_by("", exchange.model, "", "", exchange.attempts)
+    return inbound.served_by(
+        target.provider.name, exchange.model, target.model, str(target.index), exchange.attempts
+    )
 
 
 async def cut(reply: Reply, exchange: Exchange, error: ProxyError) -> None:

@@ -16,8 +16,8 @@ from .attempt import Runner
 from .config import Config
 from .errors import ProxyError, Source
 from .exchange import Exchange
-from .incoming import Original
 from .ledger import Ledger
+from .original import Original
 from .plan import Plan, Planner, Target
 from .quota import Quota
 from .routes import Kind, Route

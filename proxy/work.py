@@ -16,15 +16,15 @@ import time
 import zlib
 from collections.abc import Awaitable, Callable
 
-from . import errors, headers, inbound, jobheads
+from . import errors, headers, inbound, jobheads, relay
 from .attempt import Served
 from .bodies import Bodies
 from .errors import ProxyError, Source
 from .exchange import Exchange, Phase
 from .formats import ANTHROPIC, FORMATS
-from .handle import Handler, served_by
-from .incoming import Original
+from .handle import Handler
 from .job import Ending, Held, Job
+from .original import Original
 from .ports import StoreError
 from .rules import Rules
 
@@ -192,7 +192,7 @@ class Work:
         exchange.status = answer.status
         exchange.finish_whole()
         head = answer.fields.head(stream=False, sized=False)
-        lines = [*head.lines, *served_by(exchange)]
+        lines = [*head.lines, *relay.served_by(exchange)]
         is_object = await handler.scanner.is_object(body)
         kept = jobheads.Answer(
             answer.reason, lines, head.has_date, answer.fields.codings, b"", is_object=is_object
@@ -228,7 +228,7 @@ class Work:
         exchange.fail(error)
         exchange.status = error.status
         kept, body = _refusal(error, request.route.wire_format, exchange.request_id)
-        kept.lines.extend(served_by(exchange))
+        kept.lines.extend(relay.served_by(exchange))
         if part:
             kept, body = kept._replace(error=body), part
         return self._ending(ttl, error.status, kept, body)

@@ -8,7 +8,7 @@ from proxy import routes
 from proxy.errors import ProxyError
 from proxy.formats import FORMATS, Place
 from proxy.headers import Outgoing
-from proxy.incoming import Original
+from proxy.original import Original
 from proxy.routes import FRAMEWORKS, Kind, Route, match
 
 KEY = (b"x-goog-api-key", b"k")

@@ -10,7 +10,7 @@ from rawclient import Gone, asked, get, post, request_head
 from running import Proxy, StartProxy, StartUpstream
 from scripted import LAST_CHUNK, MESSAGE, Conn, answer, chunk, raw
 
-from proxy import incoming
+from proxy import arrival
 
 MESSAGES = "/anthropic/v1/messages"
 FILES = "/anthropic/v1/files"
@@ -191,14 +191,14 @@ async def test_a_body_that_dribbles_is_408(
 
 async def test_a_body_that_goes_on_may_take_its_time(upstream: StartUpstream, proxy: StartProxy) -> None:
     """Whoever sends enough in each step is waited for, however long it takes in all."""
-    body = asked(metadata={"pad": "x" * incoming.STEP_BYTES * 6})
+    body = asked(metadata={"pad": "x" * arrival.STEP_BYTES * 6})
     up = await upstream(GOOD)
     p = await proxy(up, body_timeout=0.4)
     client = await p.connect()
     request = post(MESSAGES, body)
     began = clock()
-    for start in range(0, len(request), incoming.STEP_BYTES):
-        await client.send(request[start : start + incoming.STEP_BYTES])
+    for start in range(0, len(request), arrival.STEP_BYTES):
+        await client.send(request[start : start + arrival.STEP_BYTES])
         await asyncio.sleep(0.15)
     assert clock() - began > 0.8
     assert (await client.response()).status == 200

@@ -4,8 +4,8 @@ Facts
   - The model stands in the path, percent-encoded: ``/model/{modelId}/converse`` (Bedrock Runtime API
     reference). It may be an ARN, with ``/`` as ``%2F``.
   - Streams are ``application/vnd.amazon.eventstream``, frames with checksums: no ping can stand between.
-    A frame is its length in four bytes, that of its headers, a checksum, the headers, the payload, a checksum;
-    a header is a name, a type, 7 for a text, and its value (Amazon Transcribe guide, event stream encoding).
+    A frame is its length in four bytes, that of its headers, a checksum, headers, payload, a checksum; a
+    header is a name, a type, 7 for a text, and its value (Amazon Transcribe guide, event stream encoding).
   - An error is ``{"message":M}`` with its name in the field ``x-amzn-ErrorType`` (Smithy, AWS restJson1).
   - Requests are signed (AWS Signature Version 4), over the body too, or carry a bearer key.
   - Converse tells ``inputTokens`` without what its cache read and wrote, which stand beside it; of the latter
