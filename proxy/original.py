@@ -42,7 +42,7 @@ class Original:
         self.span = route.span
         """Where in `path` a model is named, if it is."""
         self.place = route.place
-        self.again = self.format.again.get(route.operation, ())
+        self.again = self.format.inner_model.get(route.operation, ())
         """Where in `body` the path's model is named again."""
         self.outgoing = outgoing
         self.model = route.model if route.span[1] else ""

@@ -270,8 +270,8 @@ def _change(limit: Limit, now: float, amount: int) -> Change:
 
 def _permitted(holder: Holder, plan: Plan, route: Route, exchange: Exchange) -> Plan:
     """The plan without the targets that the key may not use. Raises `ProxyError` 403."""
-    if route.kind is RouteKind.BATCH and exchange.method == "POST" and holder.metered:
-        why = "what a batch costs cannot be seen, so a virtual key with limits on that cannot make one"
+    if route.unseen and holder.metered:
+        why = "what this request costs cannot be seen, so a virtual key with limits on that cannot make it"
         raise _error(Refusal(403, "model_blocked", why))
     if all(map(holder.allows, plan.targets)):
         return plan

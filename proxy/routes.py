@@ -16,7 +16,8 @@ Rules
 
   3. A model in a path has one reading, or is refused: a virtual key may allow one and not another.
 
-Not here: a wire format's own paths (`formats`), methods of the upstream API. An unknown path below a prefix
+Not here: a wire format's own paths (`formats`; but for what tells Anthropic's and Azure's SDK at the proxy's
+own root), methods of the upstream API. An unknown path below a prefix
 is relayed, and upstream judges.
 """
 
@@ -79,6 +80,8 @@ class Route(NamedTuple):
     """Whether the path itself asks for a stream."""
     events: bool = True
     """Whether a stream is one of server-sent events."""
+    unseen: bool = False
+    """Whether it begins work whose usage passes nowhere."""
 
     @property
     def model(self) -> str:
@@ -131,8 +134,6 @@ ASYNC_PATHS = MappingProxyType(
 
 OWN = {b"/health": Kind.HEALTH, b"/metrics": Kind.METRICS}
 
-BATCHES = re.compile(rb"/v1/messages/batches(/[^/]+(/cancel)?)?")
-
 _API_VERSION = re.compile(rb"api-version=")
 """Azure wants it in every query, but for its v1 API; OpenAI has none (openai-python, ``lib/azure.py``)."""
 
@@ -173,7 +174,7 @@ def match(method: str, target: bytes, *, anthropic_version: bool) -> Route:
     # Without the query: it may hold a key, which nothing may remember.
     azure = any(map(_API_VERSION.match, query.split(b"&")))
     route = _match(method, path, anthropic_version, azure)
-    if route.stream and (asked := FORMATS[route.wire_format].events):
+    if route.stream and (asked := FORMATS[route.wire_format].sse_query):
         route = route._replace(events=asked in query.split(b"&"))
     return route._replace(path=route.path + mark + query) if mark else route
 
@@ -288,21 +289,23 @@ def _below(method: str, root: Root, target: bytes, readings: list[bytes]) -> Rou
     below = [read[len(root.cut) :] for read in readings if read.startswith(root.cut + b"/")]
     if method in ("GET", "HEAD") and root.lists and b"/models" in below:
         return route._replace(kind=Kind.MODELS, label="/v1/models")
-    if any(map(BATCHES.fullmatch, below)) and form.name == "anthropic":
-        return route._replace(kind=Kind.BATCH, label="/anthropic/v1/messages/batches")
+    if method == "POST" and any(map(form.unseen.fullmatch, below)):
+        route = route._replace(unseen=True)
+    if any(map(form.batches.fullmatch, below)):
+        return route._replace(kind=Kind.BATCH, label=f"/{form.name}/batches")
     if method != "POST":
-        found = form.read.fullmatch(raw) if form.read is not None else None
+        found = form.read_path.fullmatch(raw) if form.read_path is not None else None
         return route._replace(span=found.span("model")) if found and _is_plain(found) else route
     path = next(filter(form.paths.__contains__, below), None)
     if path is not None:
         operation = form.operation(path)
-        events = path not in form.lines
+        events = path not in form.line_paths
         return route._replace(
             kind=Kind.MODEL, label=operation, operation=operation, place=form.paths[path], events=events
         )
-    if form.named is None or not any(map(form.named.fullmatch, below)):
+    if form.model_path is None or not any(map(form.model_path.fullmatch, below)):
         return route._replace(kind=Kind.HELD) if form.holds_all else route
-    found = form.named.fullmatch(raw)
+    found = form.model_path.fullmatch(raw)
     if found is None or not _is_plain(found):
         raise ProxyError(
             400,
@@ -311,7 +314,7 @@ def _below(method: str, root: Root, target: bytes, readings: list[bytes]) -> Rou
             source=Source.DOWNSTREAM,
         )
     known = form.methods.get(found["method"].lower())
-    operation = form.label_of_named + (known.name if known else "*")
+    operation = form.model_path_label + (known.name if known else "*")
     return route._replace(
         kind=Kind.MODEL,
         label=operation,

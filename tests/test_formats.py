@@ -7,7 +7,7 @@ import pytest
 from proxy import routes
 from proxy.errors import ProxyError
 from proxy.formats import FORMATS, Place
-from proxy.headers import Outgoing
+from proxy.headers import CREDENTIALS, Outgoing
 from proxy.original import Original
 from proxy.routes import FRAMEWORKS, Kind, Route, match
 
@@ -198,7 +198,7 @@ def test_what_is_free_and_what_is_pending_are_operations_of_the_format(name: str
     """A name that no path has would never be met."""
     form = FORMATS[name]
     known = {form.operation(path) for path in form.paths}
-    known |= {form.label_of_named + method.name for method in form.methods.values()}
+    known |= {form.model_path_label + method.name for method in form.methods.values()}
     assert form.free <= known
     assert set(form.pending) <= known
 
@@ -218,3 +218,33 @@ def test_azure_is_told_by_the_version_that_it_wants(target: bytes, wire_format: 
     """Its SDK at our root has OpenAI's paths for what has no deployment; only the query says whose."""
     route = post(target)
     assert (route.wire_format, route.path) == (wire_format, path)
+
+
+UNSEEN = [
+    b"/anthropic/v1/messages/batches",
+    b"/openai/v1/batches",
+    b"/v1/batches",
+    b"/v1/fine_tuning/jobs",
+    b"/openai/openai/batches?api-version=1",
+    b"/cohere/v2/batches",
+    b"/cohere/v1/embed-jobs",
+    b"/genai/v1beta/models/g:batchGenerateContent",
+    b"/genai/v1beta/models/g%3AbatchGenerateContent",
+    b"/genai/v1beta/interactions",
+    b"/litellm/v1/batches",
+]
+
+
+@pytest.mark.parametrize("target", UNSEEN)
+def test_work_whose_usage_passes_nowhere(target: bytes) -> None:
+    """To begin it is known as such; to look at it is not."""
+    assert post(target).unseen
+    assert not match("GET", target, anthropic_version=False).unseen
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_credential_of_a_format_is_known_as_one(name: str) -> None:
+    """Else a client's own would go on to every provider."""
+    form = FORMATS[name]
+    fields = {form.credential[0], *(field for field, _ in form.query_keys.values())}
+    assert {field.lower() for field in fields} <= CREDENTIALS

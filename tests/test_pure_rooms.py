@@ -153,7 +153,7 @@ TARGETS = st.builds(
 )
 METHODS = st.sampled_from(["GET", "POST", "HEAD", "DELETE", "CONNECT", "TRACE", "PURGE"])
 MODEL_PATHS = list(ANTHROPIC.paths)
-LABELS = {"probe", "/health", "/metrics", "/anthropic/*", "/anthropic/v1/messages/batches"}
+LABELS = {"probe", "/health", "/metrics", "/anthropic/*", "/anthropic/batches"}
 LABELS |= {"/openai/*", "/v1/models"} | {"/openai/v1" + path.decode() for path in FORMATS["openai"].paths}
 LABELS |= {"/anthropic" + path.decode() for path in MODEL_PATHS}
 

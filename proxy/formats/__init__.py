@@ -1,6 +1,7 @@
 """The wire formats: one table, and one module for each.
 
-To add one, write its module and put it here.
+To add one, write its module and put it here. A field for credentials that is new stands in
+`headers.CREDENTIALS`, too.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ ANTHROPIC = Format(
         dict.fromkeys((b"/v1/messages", b"/v1/messages/count_tokens", b"/v1/complete"), Place.BODY)
     ),
     credential=(b"x-api-key", b""),
-    bearers=("sk-ant-oat", "ABSK", "bedrock-api-key-"),
+    bearer_prefixes=("sk-ant-oat", "ABSK", "bedrock-api-key-"),
     request_id=b"request-id",
     error=_error,
     is_error=NAMED_ERROR,
@@ -89,6 +89,8 @@ ANTHROPIC = Format(
         firsts=1,
     ),
     listing=Listing(b"/v1/models?limit=1000", "data", "id", fields=((b"anthropic-version", b"2023-06-01"),)),
+    batches=re.compile(rb"/v1/messages/batches(/[^/]+(/cancel)?)?"),
+    unseen=re.compile(rb"/v1/messages/batches"),
     free=frozenset(("/anthropic/v1/messages/count_tokens",)),
     pending=MappingProxyType(
         {

@@ -32,14 +32,15 @@ AZURE = dataclasses.replace(
         {begin + path: place for begin in (b"/openai", b"/openai/v1") for path, place in PATHS.items()}
     ),
     credential=(b"api-key", b""),
-    named=re.compile(
+    model_path=re.compile(
         rb"/openai/deployments/(?P<model>.+?)/(?P<method>%b)" % b"|".join(map(re.escape, _METHODS)), re.I
     ),
     methods=MappingProxyType(_METHODS),
-    label_of_named="/azure/openai/deployments/{model}/",
+    model_path_label="/azure/openai/deployments/{model}/",
     body_model="",
-    read=None,
+    read_path=None,
     listing=Listing(b"/openai/v1/models", "data", "id"),
+    unseen=re.compile(rb"/openai/(v1/)?(batches|fine_tuning/jobs)"),
     free=frozenset(
         f"/azure{begin}{path}"
         for begin in ("/openai", "/openai/v1", "/openai/deployments/{model}")

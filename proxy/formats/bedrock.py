@@ -98,19 +98,19 @@ BEDROCK = Format(
     name="bedrock",
     roots=((b"/bedrock/", b"/bedrock"),),
     paths=MappingProxyType({}),
-    named=re.compile(
+    model_path=re.compile(
         rb"/model/(?P<model>.+)/(?P<method>%b)" % b"|".join(each.name.encode() for each in _METHODS), re.I
     ),
     methods=MappingProxyType({method.name.encode(): method for method in _METHODS}),
-    label_of_named="/bedrock/model/{model}/",
+    model_path_label="/bedrock/model/{model}/",
     safe="-._~:",
     # No query asks for server-sent events.
-    events=b"\0",
+    sse_query=b"\0",
     holds_all=True,
     credential=(b"Authorization", b"Bearer "),
     request_id=b"x-amzn-RequestId",
     error=_error,
-    member="message",
+    error_member="message",
     error_fields=_error_fields,
     stream_type=b"application/vnd.amazon.eventstream",
     first_event=_first_frame,

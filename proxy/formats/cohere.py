@@ -9,6 +9,7 @@ Facts
 
 from __future__ import annotations
 
+import re
 from types import MappingProxyType
 from typing import Any
 
@@ -33,27 +34,28 @@ COHERE = Format(
     roots=((b"/cohere/", b"/cohere"),),
     paths=MappingProxyType(
         {
-            **dict.fromkeys((b"/v2/chat", b"/v2/embed", b"/v2/rerank"), Place.BODY),
+            **dict.fromkeys((b"/v2/chat", b"/v2/embed", b"/v2/rerank", b"/v2/parse"), Place.BODY),
             **dict.fromkeys(
                 (
                     *(b"/v1/chat", b"/v1/generate", b"/v1/embed", b"/v1/rerank", b"/v1/classify"),
-                    *(b"/v1/summarize", b"/v1/tokenize", b"/v1/detokenize", b"/v2/parse"),
+                    *(b"/v1/summarize", b"/v1/tokenize", b"/v1/detokenize"),
                 ),
                 Place.OPTION,
             ),
             b"/v2/audio/transcriptions": Place.FORM,
         }
     ),
-    lines=frozenset((b"/v1/chat", b"/v1/generate")),
+    line_paths=frozenset((b"/v1/chat", b"/v1/generate")),
     credential=(b"Authorization", b"Bearer "),
     request_id=b"x-request-id",
     error=_error,
-    member="message",
+    error_member="message",
     is_error=NAMED_ERROR,
     in_stream=_in_stream,
     event=ERROR_EVENT,
     ping=COMMENT_PING,
     usage=shape(b'"billed_units"', "input_tokens output_tokens", dict),
+    unseen=re.compile(rb"/v2/batches|/v1/(embed-jobs|finetuning/finetuned-models)"),
     free=frozenset(("/cohere/v1/tokenize", "/cohere/v1/detokenize")),
     listing=Listing(b"/v1/models?page_size=1000", "models", "name"),
 )

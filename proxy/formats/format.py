@@ -78,7 +78,7 @@ class Format:
     """The field in which SDKs look for the id of a request."""
     error: Callable[[ProxyError, str], dict[str, Any]]
     """An error of ours, with the id of its request, as the JSON of an answer and of an event."""
-    member: str = "error"
+    error_member: str = "error"
     """What every error has, and no other answer."""
     error_fields: Callable[[ProxyError], Fields] = lambda error: ()
     stream_type: bytes = b"text/event-stream"
@@ -98,33 +98,37 @@ class Format:
     """What its own provider is called; the name of the format."""
     label: str = ""
     """What stands before a path in the names of operations, for metrics; the name of the format."""
-    bearers: tuple[str, ...] = ()
+    bearer_prefixes: tuple[str, ...] = ()
     """How keys begin that go as a bearer, whatever `credential` says."""
-    named: re.Pattern[bytes] | None = None
+    model_path: re.Pattern[bytes] | None = None
     """A path that names the model, in groups ``model`` and ``method``."""
     methods: Mapping[bytes, Method] = field(default_factory=lambda: NOTHING)
     """What such paths end in, by its lower-case form."""
-    label_of_named: str = ""
+    model_path_label: str = ""
     body_model: str | None = None
     """Where the model is in the path, the body may name it again, with this before it; None: never."""
     safe: str = "-._~:/@"
     """What stands in a path's model as it is, beside letters and digits; all else is percent-encoded."""
-    read: re.Pattern[bytes] | None = None
+    read_path: re.Pattern[bytes] | None = None
     """A path to be read that names a model, in group ``model``, behind a provider's name perhaps."""
-    events: bytes = b""
+    sse_query: bytes = b""
     """What the query of a stream has, if it is one of server-sent events; empty: it always is."""
-    lines: frozenset[bytes] = frozenset()
+    line_paths: frozenset[bytes] = frozenset()
     """The paths whose streams are JSON, an object a line, and no server-sent events."""
     query_keys: Mapping[bytes, tuple[bytes, bytes]] = field(default_factory=lambda: NOTHING)
     """The members of the query that are credentials: the field in which each goes on, what is before it."""
     holds_all: bool = False
     """Whether every body is held, because requests are signed."""
-    again: Mapping[str, tuple[bytes, ...]] = field(default_factory=lambda: NOTHING)
+    inner_model: Mapping[str, tuple[bytes, ...]] = field(default_factory=lambda: NOTHING)
     """By operation: where deeper in the body the path's model is named again, as keys; lists on the way do
     not count. What stands before it there is `body_model`."""
     listing: Listing | None = None
     locations: tuple[bytes, ...] = ()
     """Fields of answers, in lower case, that name the provider's host, for the rest of an upload."""
+    batches: re.Pattern[bytes] = re.compile(rb"(?!)")
+    """The paths whose answers name the provider's host in ``results_url``."""
+    unseen: re.Pattern[bytes] = re.compile(rb"(?!)")
+    """POST paths, in lower case, that begin work whose usage passes nowhere: batches and their like."""
     free: frozenset[str] = frozenset()
     """Operations whose answers report no usage because they cost nothing."""
     pending: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: NOTHING)
@@ -146,7 +150,7 @@ class Format:
     def own_credential(self, key: str, *, bearer: bool = False) -> tuple[bytes, bytes]:
         """The field with a key of ours; `bearer`: the provider wants it as one."""
         name, scheme = self.credential
-        if bearer or (self.bearers and key.startswith(self.bearers)):
+        if bearer or (self.bearer_prefixes and key.startswith(self.bearer_prefixes)):
             name, scheme = b"Authorization", b"Bearer "
         return name, scheme + key.encode("latin-1")
 
@@ -156,7 +160,7 @@ class Format:
             parsed = orjson.loads(body)
         except orjson.JSONDecodeError:
             return False
-        return isinstance(parsed, dict) and self.member in parsed
+        return isinstance(parsed, dict) and self.error_member in parsed
 
     def error_event(self, data: bytes) -> bytes:
         """An event of a stream around the JSON `data` of an error; line ends in it are white space."""

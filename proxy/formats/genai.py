@@ -79,12 +79,14 @@ GENAI = Format(
     paths=MappingProxyType(
         {b"/%b/interactions" % version: Place.OPTION for version in (b"v1", b"v1alpha", b"v1beta")}
     ),
-    named=re.compile(rb"/[^/]+/(?:publishers/[^/]+/)?models/(?P<model>.+)(?::|%3a)(?P<method>[a-z]+)", re.I),
+    model_path=re.compile(
+        rb"/[^/]+/(?:publishers/[^/]+/)?models/(?P<model>.+)(?::|%3a)(?P<method>[a-z]+)", re.I
+    ),
     methods=MappingProxyType({method.name.lower().encode(): method for method in _METHODS}),
-    label_of_named="/genai/models/{model}:",
+    model_path_label="/genai/models/{model}:",
     body_model="models/",
-    read=re.compile(rb"/[^/]+/models/(?P<model>[^:]+)"),
-    again=MappingProxyType(
+    read_path=re.compile(rb"/[^/]+/models/(?P<model>[^:]+)"),
+    inner_model=MappingProxyType(
         {
             "/genai/models/{model}:countTokens": (b"generateContentRequest", b"model"),
             "/genai/models/{model}:batchEmbedContents": (b"requests", b"model"),
@@ -93,7 +95,7 @@ GENAI = Format(
             ),
         }
     ),
-    events=b"alt=sse",
+    sse_query=b"alt=sse",
     query_keys=MappingProxyType(
         {
             b"key": (b"x-goog-api-key", b""),
@@ -113,6 +115,11 @@ GENAI = Format(
         "promptTokenCount toolUsePromptTokenCount candidatesTokenCount thoughtsTokenCount "
         "cachedContentTokenCount",
         _normal,
+    ),
+    # The usage of an interaction has a name and a shape of its own, which nobody looks for.
+    unseen=re.compile(
+        rb"/[^/]+/(tunedmodels|interactions"
+        rb"|models/.+(:|%3a)(batchgeneratecontent|asyncbatchembedcontent|predictlongrunning))"
     ),
     free=frozenset(("/genai/models/{model}:countTokens",)),
     listing=Listing(b"/v1beta/models?pageSize=1000", "models", "name", before="models/"),

@@ -38,7 +38,10 @@ _IS_ERROR = re.compile(rb'(^|[\r\n])(event:[ ]?error[ ]*[\r\n]|data:[ ]?\{\s*"er
 PATHS = MappingProxyType(
     {
         **dict.fromkeys(
-            (b"/chat/completions", b"/completions", b"/embeddings", b"/audio/speech", b"/rerank", b"/ocr"),
+            (
+                *(b"/chat/completions", b"/completions", b"/embeddings", b"/audio/speech"),
+                *(b"/responses/compact", b"/decisions", b"/rerank", b"/ocr"),
+            ),
             Place.BODY,
         ),
         **dict.fromkeys(
@@ -92,8 +95,9 @@ OPENAI = Format(
         "ttl_12h_tokens",
         _normal,
     ),
-    read=re.compile(rb"/models/(?P<model>.+)"),
+    read_path=re.compile(rb"/models/(?P<model>.+)"),
     listing=Listing(b"/models", "data", "id", before="models/"),
+    unseen=re.compile(rb"/batches|/fine_tuning/jobs"),
     free=frozenset(("/openai/v1/responses/input_tokens", "/openai/v1/moderations")),
     pending=MappingProxyType(
         {
