@@ -135,17 +135,18 @@ def _walk(body: bytes, ours: _Ours | None) -> Generator[None, None, int]:
     return pos - 1
 
 
-def splice(body: bytes, scan: Scan, model: str) -> bytes:
+def splice(body: bytes, scan: Scan, model: str, again: str = "") -> bytes:
     """`body` with this `model` and without the gateway's fallbacks; `body` itself if that is the same.
 
-    `scan` must be the scan of this `body`. `model` must be encodable as UTF-8.
+    `scan` must be the scan of this `body`. `model` must be encodable as UTF-8. `again`, if given, goes to
+    `scan.again`.
     """
-    parts = spliced(body, scan, model)
+    parts = spliced(body, scan, model, again)
     return b"".join(parts) if len(parts) > 1 else body
 
 
 def spliced(body: bytes, scan: Scan, model: str, again: str = "") -> list[memoryview]:
-    """As `splice`, in parts: what stays is not copied. `again`, if given, is what goes to `scan.again`."""
+    """As `splice`, in parts: what stays is not copied."""
     edits = [(*scan.fallbacks_cut, b"")] if scan.fallbacks_cut else []
     if again:
         edits += ((*span, orjson.dumps(again)) for span in scan.again)

@@ -3,13 +3,13 @@
 ::
 
     check -> route -> holder -> intake.read (limited, scanned) -> rules.choose: plan, admit
-          -> attempt.run [ body.splice -> Outgoing.head -> upstream.open ]*
+          -> attempt.run [ Original.sent, target_path -> Outgoing.head -> signing -> upstream.open ]*
           ---- commit point: nothing below is retried ----
           -> relay.copy
     finally: quota.end, metrics.observe, accesslog.log
 
     A poll of a job leaves it before the body is read, and a submit after the plan (`jobs`); the job comes
-    back there without a client (`work`).
+    back there without a client (`work`). The list of all models (`models`) goes it once for each provider.
 
 Facts
   - aiohttp cancels this handler when downstream closes its connection, a half-close included. The
@@ -209,7 +209,7 @@ class Handler:
         exchange.virtual_key = holder.name if holder is not None else ""
 
         asked = None
-        if outgoing.job_fields or route.unified:
+        if outgoing.job_fields or route.by_job_path:
             if headers.JOB_ID in outgoing.job_fields and route.kind is Kind.OPEN:
                 # Whatever the method, it is the route that the job was made on.
                 route = exchange.route = _route(request, "POST", target)

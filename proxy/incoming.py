@@ -7,8 +7,8 @@ Facts
   - A client that sent ``Expect: 100-continue`` waits before it sends the body (RFC 9110 section 10.1.1).
 
 Rules
-  1. Only a model route's body is held, up to ``max_body_bytes``, a form's as far as its model, and what has to
-     be signed. Every other body is passed on as it arrives, with backpressure.
+  1. Held are a model route's body, of a form what comes before its model, and what has to be signed, up to
+     ``max_body_bytes``. Every other body is passed on as it arrives, with backpressure.
   2. ``100 Continue`` is sent when the body is wanted, after all checks that need no body.
   3. The bytes are the client's own from here to the provider.
 

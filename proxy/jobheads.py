@@ -145,7 +145,7 @@ def read(route: Route, outgoing: headers.Outgoing) -> Order | None:
         if not _ID.fullmatch(fields[headers.JOB_ID]):
             raise _bad("x-bf-async-id is not the id of a job")
         return Order(fields[headers.JOB_ID].decode("ascii"), None, "")
-    if _SUBMIT not in fields and not route.unified:
+    if _SUBMIT not in fields and not route.by_job_path:
         raise _bad("x-bf-async: true is missing, which makes a job; without it the other fields mean nothing")
     if fields.get(_SUBMIT, b"true") != b"true":
         raise _bad("Only x-bf-async: true makes a job; leave the fields out for an ordinary request")

@@ -96,7 +96,7 @@ class Jobs:
             raise _bad(400, f"No webhook is called {asked.webhook[:100]!r} (x-bf-async-webhook).")
         settings = config.jobs
         shows_own = any(target.may_show_credentials for target in plan.targets)
-        unified = route.unified
+        unified = route.by_job_path
         request = jobheads.Request(
             route,
             original.outgoing.kept(credentials=shows_own),
@@ -196,7 +196,7 @@ class Jobs:
                 raise _gone()
             unpack = functools.partial(jobviews.body, whole.ending)
             plain = await asyncio.to_thread(unpack) if kept.size > LARGE_BYTES else unpack()
-        if route.unified:
+        if route.by_job_path:
             head = _own_head(found, exchange)
             body = await self._document(found, kept, plain, hold) if method != "HEAD" else b""
             status, reason = 200, b""
@@ -244,7 +244,7 @@ def _own_head(found: Found, exchange: Exchange) -> inbound.Head:
 def _say(found: Found, route: Route, exchange: Exchange, reply: Reply) -> None:
     """Answer for a job that is not over."""
     head = _own_head(found, exchange)
-    if route.unified:
+    if route.by_job_path:
         reply.whole(202, head, jobviews.unified(found))
     else:
         reply.whole(200, head, jobviews.pending(found.operation, found.id, exchange.model))

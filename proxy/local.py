@@ -5,7 +5,7 @@ Facts
 
 Rules
   1. A provider has a key of its own where the environment has one. The wire formats' own providers are there
-     without one too, for the client's credentials; the others are not.
+     for the client's credentials, too; the others want a key, and are named when there is none.
 
 Not here: what a config means (`config`), which providers are known (`known`).
 """
@@ -44,9 +44,11 @@ def local_config(environ: Mapping[str, str], *, can_sign: bool = False) -> Confi
             continue
         if region and not keys and can_sign:
             keys = (Key("aws", bedrock_key_config=BedrockKeyConfig(region)),)
-        if found.base_urls and (keys or name in own):
+        if found.base_urls:
             urls = {form: url.replace("{region}", region or "") for form, url in found.base_urls.items()}
-            providers[name] = Provider(name, MappingProxyType(urls), keys, bearers=found.bearers)
+            providers[name] = Provider(
+                name, MappingProxyType(urls), keys, found.is_key_less and not keys, bearers=found.bearers
+            )
     if problems:
         raise ConfigError(problems)
     defaults = {form: name for name, form in own.items() if name in providers}

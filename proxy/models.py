@@ -6,7 +6,7 @@ Facts
 
 Rules
   1. All are asked at once, and none for longer than `PATIENCE`. Who fails is named in the answer.
-  2. A virtual key sees the models that it may use; who has none for it is not asked.
+  2. A virtual key sees the models that it may use; who has none for it is not asked, nor who has no keys.
   3. The client's own credentials go to the default provider of OpenAI's format, and to nobody else.
 
 Not here: how a provider is asked (`attempt`), where its list is (`formats`).
@@ -48,10 +48,13 @@ async def listed(
     """The list as JSON; `hold` is told of the bytes of the answers. Raises `ProxyError` 403, 502."""
     if holder is not None:
         rules.quota.check(holder)
+    default = rules.config.default_providers.get(_UNIFIED)
     asked = [
         provider
         for provider in rules.config.providers.values()
-        if (holder is None or holder.access(provider.name) is not None) and any(_formats(provider))
+        if (holder is None or holder.access(provider.name) is not None)
+        and (provider.keys or provider.is_key_less or provider.name == default)
+        and any(_formats(provider))
     ]
     answers = await asyncio.gather(
         *(_names(provider, rules, holder, outgoing, exchange, hold) for provider in asked)

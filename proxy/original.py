@@ -19,7 +19,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from urllib.parse import quote, unquote_to_bytes
 
 from . import headers
-from .body import Scan, spliced
+from .body import Scan, splice, spliced
 from .formats import FORMATS
 from .routes import Kind, Route
 from .sending import SEND_BYTES, Body
@@ -90,10 +90,12 @@ class Original:
         if body is not None:
             if scan is None or not self.plain:
                 return body, len(body)
-            parts = spliced(body, scan, self._named(scan, model), self._again(model))
-            if len(parts) > 1 and len(body) <= SEND_BYTES:
-                body = b"".join(parts)
-            return (body, len(body)) if len(body) <= SEND_BYTES else (parts, sum(map(len, parts)))
+            named, again = self._named(scan, model), self._again(model)
+            if len(body) <= SEND_BYTES:
+                body = splice(body, scan, named, again)
+                return body, len(body)
+            parts = spliced(body, scan, named, again)
+            return parts, sum(map(len, parts))
         upload = self.upload
         if upload is None or scan is None:
             return upload, self.length

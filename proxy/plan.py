@@ -143,7 +143,8 @@ def build(
             targets.append(target)
     if not targets:
         why = "; ".join(f"{name}: {_REASONS[reason]}" for name, reason in skipped)
-        raise _bad(f"No target can serve this request ({why or 'no default provider is configured'}).")
+        why = why or f"no default provider is configured for {wire_format}; name one in default_providers"
+        raise _bad(f"No target can serve this request ({why}).")
     return Plan(tuple(targets), tuple(skipped))
 
 

@@ -10,7 +10,7 @@ Not here: the other keys of the config (`config`), which provider is asked (`pla
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from types import MappingProxyType
@@ -140,31 +140,45 @@ def _check_key(document: Document, path: Path, key: Key) -> None:
 
 
 def completed(document: Document, path: Path, provider: Provider) -> Provider:
-    """`provider` with the base URLs that are known, if the file has none."""
-    if provider.base_urls is BROKEN or provider.base_urls or not document.sound((*path, "base_urls")):
-        return provider
+    """`provider` with what is known of the one that has its name, as far as the file does not say it."""
     found = known.PROVIDERS.get(provider.name)
-    if found is None or not found.base_urls:
-        near = nearest(provider.name, known.PROVIDERS)
-        wrong = f"is missing, and no provider that is known by this name has any{near}"
-        document.problem((*path, "base_urls"), wrong)
-        return provider
-    keys = () if provider.keys is BROKEN else provider.keys
-    signing = (key.bedrock_key_config for key in keys if key is not BROKEN)
-    regions = {each.region for each in signing if each is not None and each is not BROKEN} - {BROKEN}
-    if any("{region}" in url for url in found.base_urls.values()) and len(regions) != 1:
-        wrong = (
-            "is missing, and the provider's keys do not name one region (bedrock_key_config) to infer it from"
-        )
-        document.problem((*path, "base_urls"), wrong)
-        return provider
-    region = next(iter(regions), "")
-    urls = {name: url.replace("{region}", region) for name, url in found.base_urls.items()}
-    is_key_less = provider.is_key_less or (found.is_key_less and not keys)
-    bearers = provider.bearers or found.bearers
+    urls, keys = provider.base_urls, () if provider.keys is BROKEN else provider.keys
+    if not urls and document.sound((*path, "base_urls")):
+        urls = _known_urls(document, (*path, "base_urls"), provider.name, keys, found)
+    if found is None or BROKEN in (provider.bearers, provider.is_key_less):
+        return dataclasses.replace(provider, base_urls=urls)
     return dataclasses.replace(
-        provider, base_urls=MappingProxyType(urls), is_key_less=is_key_less, bearers=bearers
+        provider,
+        base_urls=urls,
+        bearers=provider.bearers or found.bearers,
+        is_key_less=provider.is_key_less or (found.is_key_less and not keys),
     )
+
+
+def _known_urls(
+    document: Document, path: Path, name: str, keys: Iterable[Key], found: known.Known | None
+) -> Mapping[str, str]:
+    """The base URLs of the provider that is known by this name."""
+    if found is None:
+        near = nearest(name, (each for each, known_one in known.PROVIDERS.items() if known_one.base_urls))
+        document.problem(path, f"is missing, and no provider that is known has this name{near}")
+    elif not found.base_urls:
+        document.problem(path, "is missing: each resource has its own, such as https://NAME.openai.azure.com")
+    else:
+        signing = (key.bedrock_key_config for key in keys if key is not BROKEN)
+        regions = {each.region for each in signing if each is not None and each is not BROKEN} - {BROKEN}
+        if len(regions) == 1 or not any("{region}" in url for url in found.base_urls.values()):
+            region = next(iter(regions), "")
+            return MappingProxyType(
+                {form: url.replace("{region}", region) for form, url in found.base_urls.items()}
+            )
+        form, url = next(iter(found.base_urls.items()))
+        document.problem(
+            path,
+            "is missing, and the keys name no region, or several (bedrock_key_config); write base_urls:"
+            f" {{{form}: {url.replace('{region}', 'REGION')}}}",
+        )
+    return MappingProxyType({})
 
 
 def check(document: Document, path: Path, provider: Provider) -> None:

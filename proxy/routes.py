@@ -70,7 +70,7 @@ class Route(NamedTuple):
     """Of a model route: what it is called whichever path leads to it. A job belongs to its operation."""
     job: str = ""
     """The id of the job that the path names."""
-    unified: bool = False
+    by_job_path: bool = False
     """Whether it is a route to jobs, and not a provider's own."""
     place: Place | None = None
     """Of a model route: where its requests name the model."""
@@ -260,7 +260,7 @@ def _job(method: str, rest: bytes) -> Route:
             path,
             f"/v1/async/{rest.decode()}",
             form.operation(path),
-            unified=True,
+            by_job_path=True,
             place=form.paths[path],
         )
     name, _, job = rest.rpartition(b"/")

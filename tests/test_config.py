@@ -13,6 +13,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from proxy import known
 from proxy.config import (
     FALLBACK_ON,
     Config,
@@ -382,13 +383,19 @@ ONE: dict[str, Row] = {
         "providers:\n  grok: {}\n",
         "providers.grok.base_urls",
         2,
-        "is missing, and no provider that is known by this name has any",
+        "is missing, and no provider that is known has this name",
+    ),
+    "base URLs that are everybody's own": (
+        "providers:\n  azure: {}\n",
+        "providers.azure.base_urls",
+        2,
+        "is missing: each resource has its own",
     ),
     "no region": (
         "providers:\n  bedrock: {}\n",
         "providers.bedrock.base_urls",
         2,
-        "is missing, and the provider's keys do not name one region",
+        "is missing, and the keys name no region, or several (bedrock_key_config); write base_urls:",
     ),
     "negative weight": of_key("{name: a, value: env.GOOD_KEY, weight: -1}", "weight", "from 0 to 100000"),
     "no weight": (
@@ -784,19 +791,12 @@ def test_secrets_compare_by_value() -> None:
 
 
 def test_local_without_variables() -> None:
-    """With no file and no variables the formats' own providers are the defaults, and have no keys of ours."""
+    """With no file and no variables every known provider is there, without keys of ours."""
     config = local_config({})
     assert {name: dict(provider.base_urls) for name, provider in config.providers.items()} == {
-        "anthropic": {"anthropic": "https://api.anthropic.com", "openai": "https://api.anthropic.com/v1"},
-        "openai": {"openai": "https://api.openai.com/v1"},
-        "gemini": {
-            "genai": "https://generativelanguage.googleapis.com",
-            "openai": "https://generativelanguage.googleapis.com/v1beta/openai",
-        },
-        "cohere": {
-            "cohere": "https://api.cohere.com",
-            "openai": "https://api.cohere.ai/compatibility/v1",
-        },
+        name: dict(found.base_urls)
+        for name, found in known.PROVIDERS.items()
+        if found.base_urls and "{region}" not in "".join(found.base_urls.values())
     }
     assert config.default_providers == {
         "anthropic": "anthropic",
@@ -804,8 +804,9 @@ def test_local_without_variables() -> None:
         "genai": "gemini",
         "cohere": "cohere",
     }
-    assert [(provider.name, provider.keys) for provider in config.providers.values()] == [
-        (name, ()) for name in config.providers
+    assert not any(provider.keys for provider in config.providers.values())
+    assert [name for name, provider in config.providers.items() if provider.is_key_less] == [
+        *("lmstudio", "ollama", "sgl", "vllm")
     ]
     assert dataclasses.replace(config, providers={}, default_providers={}) == Config(providers={})
 

@@ -173,7 +173,7 @@ def test_whatever_is_asked_is_understood_or_refused(way: Route, fields: list[tup
         assert not way.operation
     elif not found.id:
         said = [value for name, value in fields if name.lower() == SUBMIT]
-        assert said == [b"true"] or (way.unified and not said)
+        assert said == [b"true"] or (way.by_job_path and not said)
         assert found.ttl is None or 1 <= found.ttl <= 999_999_999
 
 
