@@ -86,7 +86,7 @@ class Answer:
             self._waiter = self._loop.create_future()
             await self._waiter
         if self._error is not None:
-            if isinstance(self._error, ProxyError):
+            if isinstance(self._error, ProxyError) and self._error.source is Source.UPSTREAM:
                 # Nothing is committed yet: another target may still answer whole.
                 self._error.event = self._error.event or "protocol"
             raise self._error

@@ -237,6 +237,8 @@ def _no_key_left(target: Target) -> ProxyError:
 
 def _replayable(original: Original, outcome: Outcome) -> bool:
     """Whether the request may be sent once more after `outcome`."""
+    if original.once:
+        return False
     if outcome.event == "connect":
         return True
     if original.upload is not None:

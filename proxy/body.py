@@ -149,7 +149,8 @@ def spliced(body: bytes, scan: Scan, model: str, again: str = "") -> list[memory
     """As `splice`, in parts: what stays is not copied."""
     edits = [(*scan.fallbacks_cut, b"")] if scan.fallbacks_cut else []
     if again:
-        edits += ((*span, orjson.dumps(again)) for span in scan.again)
+        name = orjson.dumps(again)
+        edits += ((*span, name) for span in scan.again)
     if model != scan.model and scan.model:
         new = orjson.dumps(model) if scan.is_json else model.encode("utf-8", "surrogatepass")
         edits.append((*scan.model_span, new))

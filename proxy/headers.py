@@ -45,7 +45,12 @@ HOP_BY_HOP = frozenset(
     )
 )
 
-CREDENTIALS = frozenset((b"authorization", b"x-api-key", b"x-goog-api-key", b"api-key"))
+CREDENTIALS = frozenset(
+    (
+        *(b"authorization", b"x-api-key", b"x-goog-api-key", b"api-key"),
+        *(b"ocp-apim-subscription-key", b"x-goog-iam-authorization-token"),
+    )
+)
 
 VIRTUAL_KEY_PREFIX = values.VIRTUAL_KEY_PREFIX.encode()
 
@@ -69,7 +74,10 @@ _WRITTEN_BY_US = frozenset((b"host", b"content-length", b"expect"))
 _OF_A_SIGNATURE = frozenset((b"x-amz-date", b"x-amz-security-token", b"x-amz-content-sha256"))
 """They belong to a client's signature (AWS Signature Version 4), which no proxy can hand on."""
 
-_NOT_FORWARDED = HOP_BY_HOP | _WRITTEN_BY_US | _OF_A_SIGNATURE
+_OVERRIDES = frozenset((b"x-http-method-override", b"x-http-method", b"x-method-override"))
+"""A request that was judged by its method must have it at the provider, too."""
+
+_NOT_FORWARDED = HOP_BY_HOP | _WRITTEN_BY_US | _OF_A_SIGNATURE | _OVERRIDES
 
 _SIGNATURE = re.compile(rb"(?i)\s*AWS4-")
 

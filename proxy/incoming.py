@@ -124,6 +124,8 @@ class Intake:
             if not _is_plain(codings):
                 raise _bad(415, "A compressed form cannot be looked into; send it uncompressed.")
             await self._search(request, original, exchange, config)
+        elif route.kind is Kind.MODEL and route.place is Place.FORM and not _is_json(outgoing):
+            raise _bad(415, "This takes multipart/form-data, or JSON.")
         elif route.kind is Kind.MODEL:
             body = await self.held(request, exchange, config, config.max_body_bytes)
             await self.scan(original, body, codings, exchange, config)

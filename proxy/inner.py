@@ -16,7 +16,12 @@ from collections.abc import Generator
 
 import orjson
 
+from . import grammar
+
 _TOKEN = re.compile(rb'"[^"\\]*+(?>(?:\\.[^"\\]*+)*)"|[{}\[\]:,]', re.DOTALL)
+
+MOST = 1000
+"""Names at most: each becomes two parts of what is sent."""
 
 _PAUSE = 4096
 """Tokens between two pauses: about a millisecond."""
@@ -30,16 +35,23 @@ def steps(body: bytes, path: tuple[bytes, ...], text: str) -> Generator[None, No
         if not count % _PAUSE:
             yield
         item = token[0]
-        if item in (b"{", b"["):
+        if item == b"{":
             brackets += item
             keys.append(b"")
+        elif item == b"[":
+            brackets += item
         elif item in (b"}", b"]"):
             brackets.pop()
-            keys.pop()
+            if item == b"}":
+                keys.pop()
         elif item[:1] == b'"' and brackets[-1:] == b"{":
             if last in (b"{", b","):
                 keys[-1] = item
-            elif [key for key in keys if key] == wanted and orjson.loads(item) == text:
+            elif len(keys) == len(wanted) and keys == wanted and orjson.loads(item) == text:
+                if len(found) == MOST:
+                    raise grammar.bad(
+                        token.start(), "the path's model is named too often", f"send {MOST} parts at most"
+                    )
                 found.append(token.span())
         last = item
     return found

@@ -25,7 +25,7 @@ from .access import Holder
 from .config import Provider
 from .errors import ProxyError, Source
 from .exchange import Exchange
-from .formats import FORMATS, Format
+from .formats import FORMATS, Format, Listing
 from .original import Original
 from .routes import Kind, Route
 from .rules import Rules
@@ -34,6 +34,15 @@ PATIENCE = 5.0
 """Seconds in which a provider must have given its list."""
 
 MAX_LIST_BYTES = 4194304
+
+MOST = 10000
+"""Models of one provider at most."""
+
+MAX_NAME = 200
+"""Characters of a model's name; what has more, or some that cannot be printed, is not listed."""
+
+_NO_LIST = "no list"
+"""The event of an error after which the provider is asked in its next format."""
 
 _UNIFIED = "openai"
 
@@ -46,8 +55,6 @@ async def listed(
     hold: Callable[[int], None],
 ) -> bytes:
     """The list as JSON; `hold` is told of the bytes of the answers. Raises `ProxyError` 403, 502."""
-    if holder is not None:
-        rules.quota.check(holder)
     default = rules.config.default_providers.get(_UNIFIED)
     asked = [
         provider
@@ -56,20 +63,35 @@ async def listed(
         and (provider.keys or provider.is_key_less or provider.name == default)
         and any(_formats(provider))
     ]
+    if holder is not None:
+        await rules.count(asked[0] if asked else None, holder, exchange)
     answers = await asyncio.gather(
         *(_names(provider, rules, holder, outgoing, exchange, hold) for provider in asked)
     )
-    models: list[dict[str, Any]] = []
-    failed: dict[str, str] = {}
-    for provider, answer in zip(asked, answers, strict=True):
-        if isinstance(answer, ProxyError):
-            failed[provider.name] = answer.message
-        else:
-            models += _allowed(provider, answer, holder)
-    if failed and not models:
+    failed = {
+        provider.name: answer.message
+        for provider, answer in zip(asked, answers, strict=True)
+        if isinstance(answer, ProxyError)
+    }
+    named = [
+        (provider, answer)
+        for provider, answer in zip(asked, answers, strict=True)
+        if isinstance(answer, list)
+    ]
+    if failed and not any(answer for _, answer in named):
         said = "; ".join(f"{name}: {message}" for name, message in failed.items())
         raise ProxyError(502, f"No provider has listed its models ({said}).", source=Source.UPSTREAM)
     marks = {"partial": True, "failed": failed} if failed else {}
+    # Large lists would hold the loop.
+    body = await asyncio.to_thread(_dumped, named, holder, marks)
+    hold(len(body))
+    return body
+
+
+def _dumped(
+    named: list[tuple[Provider, list[tuple[str, int]]]], holder: Holder | None, marks: dict[str, Any]
+) -> bytes:
+    models = [model for provider, names in named for model in _allowed(provider, names, holder)]
     return orjson.dumps({"object": "list", "data": models, **marks})
 
 
@@ -97,6 +119,8 @@ async def _names(
                 except ProxyError as error:
                     error.__traceback__ = None
                     failure = error
+                    if error.event != _NO_LIST:
+                        break
     except TimeoutError:
         pass
     return failure
@@ -120,7 +144,7 @@ async def _ask(
     original = Original("GET", route, headers.Outgoing((*listing.fields, *own)))
     if not (provider.keys or provider.is_key_less or original.outgoing.has_credential):
         raise ProxyError(400, "it has no keys of its own", source=Source.DOWNSTREAM)
-    original.identity = True
+    original.identity = original.once = True
     # One of its own: several are asked for one request.
     asking = Exchange(exchange.request_id, "GET", exchange.path, exchange.started, exchange.at)
     asking.take(route)
@@ -132,17 +156,25 @@ async def _ask(
     answer = served.answer
     try:
         if answer.status != 200:
-            raise ProxyError(502, f"it answered {answer.status}", source=Source.UPSTREAM)
+            event = _NO_LIST if answer.status in (404, 405) else ""
+            raise ProxyError(502, f"it answered {answer.status}", source=Source.UPSTREAM, event=event)
         body = served.held + await answer.body(MAX_LIST_BYTES, hold)
     finally:
         answer.abort()
     try:
-        items = orjson.loads(body)[listing.member]
-        return [
-            (item[listing.name].removeprefix(listing.before), _second(item.get("created"))) for item in items
-        ]
+        return await asyncio.to_thread(_read, body, listing)
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ProxyError(502, "its answer is no list of models", source=Source.UPSTREAM) from None
+        wrong = "its answer is no list of models, or too long a one"
+        raise ProxyError(502, wrong, source=Source.UPSTREAM, event=_NO_LIST) from None
+
+
+def _read(body: bytes, listing: Listing) -> list[tuple[str, int]]:
+    """Names, and when the models were made. Raises what a list raises that is none, or too long."""
+    items = orjson.loads(body)[listing.member]
+    if len(items) > MOST:
+        raise ValueError
+    named = ((item[listing.name].removeprefix(listing.before), item.get("created")) for item in items)
+    return [(name, _second(made)) for name, made in named if 0 < len(name) <= MAX_NAME and name.isprintable()]
 
 
 def _second(created: Any) -> int:

@@ -32,7 +32,7 @@ class Original:
 
     __slots__ = (
         *("about_to_send", "body", "fallbacks", "format", "held", "identity", "length", "method", "model"),
-        *("outgoing", "again", "path", "place", "plain", "scan", "span", "upload"),
+        *("once", "outgoing", "again", "path", "place", "plain", "scan", "span", "upload"),
     )
 
     def __init__(self, method: str, route: Route, outgoing: headers.Outgoing) -> None:
@@ -60,6 +60,8 @@ class Original:
         self.held = b""
         """The beginning of a form whose rest is `upload`."""
         self.upload: AsyncGenerator[bytes, None] | None = None
+        self.once = False
+        """Whether it is asked of one target with one key, and never again."""
         self.about_to_send: Callable[[], Awaitable[None]] | None = None
         """Awaited before it is written to an upstream connection."""
 

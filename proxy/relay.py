@@ -72,7 +72,12 @@ async def copy_early(answer: Answer, held: bytes, reply: Reply, exchange: Exchan
     exchange.fail(error)
     body = held + await answer.body(MAX_ERROR_BYTES)
     form = exchange.format
-    reply.push(form.error_event(body) if form.is_error_body(body) else _event(error, exchange))
+    if form.event is None:
+        # Nothing in such a stream would say that it has failed.
+        reply.abort()
+        return
+    is_error = answer.status >= 400 and form.is_error_body(body)
+    reply.push(form.error_event(body) if is_error else _event(error, exchange))
     reply.end()
 
 

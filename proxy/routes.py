@@ -146,6 +146,9 @@ _BARE = re.compile(rb"/v1/(messages|complete)(?![^/])")
 _PLAIN_MODEL = re.compile(rb"[A-Za-z0-9._:@+=,~()-]+(/[A-Za-z0-9._:@+=,~()-]+)*")
 """A model in a path: nothing that one reader takes for the end of it, and another does not."""
 
+_RESOURCE = re.compile(rb"(?i)(^|/)(models?|deployments)/")
+"""What stands before a model in a path: inside of one it may lead to another one."""
+
 _KEY = re.compile(rb"[!-~]+")
 """A credential that can stand in a header field."""
 
@@ -174,7 +177,7 @@ def match(method: str, target: bytes, *, anthropic_version: bool) -> Route:
     # Without the query: it may hold a key, which nothing may remember.
     azure = any(map(_API_VERSION.match, query.split(b"&")))
     route = _match(method, path, anthropic_version, azure)
-    if route.stream and (asked := FORMATS[route.wire_format].sse_query):
+    if route.span[1] and (asked := FORMATS[route.wire_format].sse_query):
         route = route._replace(events=asked in query.split(b"&"))
     return route._replace(path=route.path + mark + query) if mark else route
 
@@ -326,7 +329,17 @@ def _below(method: str, root: Root, target: bytes, readings: list[bytes]) -> Rou
 
 
 def _is_plain(found: re.Match[bytes]) -> bool:
-    return _PLAIN_MODEL.fullmatch(unquote_to_bytes(found["model"])) is not None
+    return _has_one_reading(unquote_to_bytes(found["model"]))
+
+
+def is_plain_model(name: str) -> bool:
+    """Whether a model can stand in a path in place of another, without leading anywhere else."""
+    return _has_one_reading(name.encode("utf-8", "surrogatepass"))
+
+
+def _has_one_reading(name: bytes) -> bool:
+    plain = _PLAIN_MODEL.fullmatch(name) is not None
+    return plain and not _DOT_SEGMENT.search(name) and not _RESOURCE.search(name)
 
 
 def _checked(path: bytes) -> list[bytes]:

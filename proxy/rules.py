@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import random
 
-from . import plan
+from . import plan, routes
 from .access import Holder
 from .attempt import Runner
-from .config import Config
+from .config import Config, Provider
 from .errors import ProxyError, Source
 from .exchange import Exchange
 from .ledger import Ledger
@@ -76,9 +76,24 @@ class Rules:
         chosen = self._planner.at(original.format.name, provider)
         return self.quota.permit(holder, chosen, route, exchange) if holder is not None else chosen
 
+    async def count(self, provider: Provider | None, holder: Holder, exchange: Exchange) -> None:
+        """Count one request that goes to several providers, this one among them. Raises as `choose`."""
+        if exchange.route is None or provider is None:
+            self.quota.check(holder)
+        else:
+            chosen = self._planner.at(next(iter(provider.base_urls)), provider.name)
+            await self.quota.admit(holder, chosen, exchange.route, exchange)
+
     def _plan(self, original: Original, route: Route) -> Plan:
         wire_format = original.format.name
         if route.kind is Kind.MODEL:
+            for name in original.fallbacks if original.span[1] else ():
+                if name not in self.config.models and not routes.is_plain_model(name):
+                    raise _bad(
+                        400,
+                        "A fallback for a model in the path has letters, digits and . _ - : / @ + = , ~ ( )"
+                        " only, and no resource's name before a slash.",
+                    )
             return self._planner.plan(wire_format, original.model, original.fallbacks)
         if original.outgoing.provider is not None:
             return self._planner.at(wire_format, original.outgoing.provider.decode("latin-1"))

@@ -100,7 +100,21 @@ def test_a_model_in_the_path(target: bytes, model: str) -> None:
 
 @pytest.mark.parametrize(
     "model",
-    [b"a%3Fb", b"a%23b", b"a;b", b"a%5Cb", b"a%00", b"a%252Fb", b"a%20b", b"a//b", b"%C3%A9", b"a%0Ab"],
+    [
+        b"a/models/b",
+        b"model/b",
+        b"a%2FDeployments%2fb",
+        b"a%3Fb",
+        b"a%23b",
+        b"a;b",
+        b"a%5Cb",
+        b"a%00",
+        b"a%252Fb",
+        b"a%20b",
+        b"a//b",
+        b"%C3%A9",
+        b"a%0Ab",
+    ],
 )
 @pytest.mark.parametrize(
     "template",
@@ -140,8 +154,10 @@ def test_the_path_of_another_model(target: bytes, model: str, path: bytes) -> No
         (b"/genai/v1beta/models/g:streamGenerateContent", True, False),
         (b"/genai/v1beta/models/g:streamGenerateContent?x=alt=sse", True, False),
         (b"/genai/v1beta/models/g:generateContent?alt=sse", False, True),
+        (b"/genai/v1beta/models/g:generateContent", False, False),
+        (b"/openai/deployments/d/chat/completions?api-version=1", False, True),
         (b"/bedrock/model/m/converse-stream", True, False),
-        (b"/bedrock/model/m/converse", False, True),
+        (b"/bedrock/model/m/converse", False, False),
     ],
 )
 def test_a_path_that_asks_for_a_stream(target: bytes, stream: bool, events: bool) -> None:
@@ -232,6 +248,9 @@ UNSEEN = [
     b"/genai/v1beta/models/g%3AbatchGenerateContent",
     b"/genai/v1beta/interactions",
     b"/litellm/v1/batches",
+    b"/openai/v1/videos",
+    b"/openai/v1/threads/t/runs",
+    b"/bedrock/async-invoke",
 ]
 
 

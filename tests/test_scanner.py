@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncGenerator
 
 import pytest
@@ -84,3 +85,18 @@ async def test_a_scan_ends_with_its_request(scanner: Scanner) -> None:
         await slow
     async with asyncio.timeout(5):
         assert (await scanner.scan(TEXT.encode())).model == "claude-2"
+
+
+async def test_names_deeper_in_a_body_are_found_in_linear_time(scanner: Scanner) -> None:
+    """However deep the brackets are in which they stand; too many of them are refused."""
+    path = (b"requests", b"model")
+    deep = b'{"a":' + b"[" * 50_000 + b'{"k":"v"},' * 8_000 + b"0" + b"]" * 50_000
+    body = deep + b',"requests":[{"model":"models/a"},{"x":{"model":"models/a"}}]}'
+    began = time.perf_counter()
+    spans = await scanner.named(body, path, "models/a")
+    assert [body[begin:end] for begin, end in spans] == [b'"models/a"']
+    assert time.perf_counter() - began < 2
+    many = b'{"requests":[' + b",".join([b'{"model":"models/a"}'] * 1001) + b"]}"
+    with pytest.raises(ProxyError) as caught:
+        await scanner.named(many, path, "models/a")
+    assert caught.value.status == 400

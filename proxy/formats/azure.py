@@ -15,7 +15,7 @@ import re
 from types import MappingProxyType
 
 from .format import Listing, Method, Place
-from .openai import OPENAI, PATHS
+from .openai import OPENAI, PATHS, UNSEEN
 
 _METHODS = {
     path[1:]: Method(path[1:].decode(), place=Place.FORM if place is Place.FORM else Place.PATH)
@@ -40,7 +40,7 @@ AZURE = dataclasses.replace(
     body_model="",
     read_path=None,
     listing=Listing(b"/openai/v1/models", "data", "id"),
-    unseen=re.compile(rb"/openai/(v1/)?(batches|fine_tuning/jobs)"),
+    unseen=re.compile(rb"/openai(/v1)?" + UNSEEN),
     free=frozenset(
         f"/azure{begin}{path}"
         for begin in ("/openai", "/openai/v1", "/openai/deployments/{model}")

@@ -25,8 +25,9 @@ def _error(error: ProxyError, request_id: str) -> dict[str, Any]:
 
 def _in_stream(error: dict[str, Any]) -> dict[str, Any]:
     """As Cohere says that a message failed; of an event without ``type`` its SDK makes a message-start."""
-    ended = {"finish_reason": "ERROR", "error": error.get("message")}
-    return {"type": "message-end", **error, "delta": ended}
+    # Whatever upstream's message is: what is too deep could be read and not be written.
+    ended = {"finish_reason": "ERROR", "error": str(error.get("message"))}
+    return {"type": "message-end", "id": str(error.get("id", "")), "delta": ended}
 
 
 COHERE = Format(

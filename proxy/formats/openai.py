@@ -58,6 +58,10 @@ PATHS = MappingProxyType(
 )
 
 
+UNSEEN = rb"/(batches|fine_tuning/jobs|videos(/[^/]+/remix)?|threads(/[^/]+)?/runs|evals/[^/]+/runs)"
+"""What is begun here and paid for later."""
+
+
 def _error(error: ProxyError, _: str) -> dict[str, Any]:
     kind = _TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
     code = _CODES.get(error.status)
@@ -97,7 +101,7 @@ OPENAI = Format(
     ),
     read_path=re.compile(rb"/models/(?P<model>.+)"),
     listing=Listing(b"/models", "data", "id", before="models/"),
-    unseen=re.compile(rb"/batches|/fine_tuning/jobs"),
+    unseen=re.compile(UNSEEN),
     free=frozenset(("/openai/v1/responses/input_tokens", "/openai/v1/moderations")),
     pending=MappingProxyType(
         {
