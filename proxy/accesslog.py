@@ -36,6 +36,10 @@ MAX_TEXT = 200
 
 _KEY = re.compile(r"sk-[A-Za-z0-9_-]{8,}")
 
+_NAMED_KEY = re.compile(r"(?i)((?:key|token|signature)(?:=|%3d))[^&;/]+")
+
+_USER = re.compile(r"//[^/@]*@")
+
 logger = logging.getLogger(__name__)
 
 
@@ -161,6 +165,9 @@ def _text(value: str) -> str:
     """Client text as valid, bounded UTF-8, without what looks like a key."""
     if "sk-" in value:
         value = _KEY.sub("sk-***", value)
+    if "=" in value or "@" in value or "%3" in value:
+        # In a path, where no query belongs, and in the target of a request to a forward proxy.
+        value = _NAMED_KEY.sub(r"\1***", _USER.sub("//***@", value))
     if value.isascii():
         return value[:MAX_TEXT]
     return value[:MAX_TEXT].encode("utf-8", "backslashreplace").decode()

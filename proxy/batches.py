@@ -1,4 +1,4 @@
-"""Batch answers that name the provider's host: the one kind of answer that is held, and changed.
+"""Answers that name the provider's host: those about batches are held, and changed; others in a field only.
 
 Facts
   - SDKs fetch a batch's results from its ``results_url``, and send their key there.
@@ -40,7 +40,7 @@ async def relay(
     if answer.fields.get(b"content-encoding") is not None:
         raise ProxyError(502, "The provider compressed a batch answer unasked.", source=Source.UPSTREAM)
     body = served.held + await answer.body(config.max_body_bytes, hold)
-    body = results.localized(body, own_origin(config, request) + prefix)
+    body = results.localized(body, _own_origin(config, request) + prefix)
     head.set_length(len(body))
     reply.begin(answer.status, answer.reason, head, body)
     # A list of batches can be megabytes, and its reader slow.
@@ -48,7 +48,19 @@ async def relay(
     reply.end()
 
 
-def own_origin(config: Config, request: web.BaseRequest) -> bytes:
+def relocate(
+    head: inbound.Head, names: tuple[bytes, ...], request: web.BaseRequest, config: Config, prefix: bytes
+) -> None:
+    """Have the fields with these names lead to the proxy, below `prefix`; clients send no key there.
+
+    So not where virtual keys are required; and without a Host nobody knows where the proxy is.
+    """
+    known = config.public_url or headers.get(request.raw_headers, b"host")
+    if known and not config.require_virtual_key and head.names(names):
+        head.relocate(names, _own_origin(config, request) + prefix)
+
+
+def _own_origin(config: Config, request: web.BaseRequest) -> bytes:
     """The origin under which this client reaches the proxy."""
     if config.public_url:
         return config.public_url.encode()

@@ -322,14 +322,8 @@ class Handler:
         sized = not stream and not rewritten and answer.status != 204
         head = answer.fields.head(stream=stream, sized=sized)
         head.lines += relay.served_by(exchange)
-        locations = exchange.format.locations
-        if (
-            locations
-            and served.target.provider.keys
-            and not config.require_virtual_key
-            and head.names(locations)
-        ):
-            head.relocate(locations, batches.own_origin(config, request) + route.prefix)
+        if exchange.format.locations and served.target.provider.keys:
+            batches.relocate(head, exchange.format.locations, request, config, route.prefix)
         if not rewritten:
             await relay.copy(answer, served.held, head, reply)
             return

@@ -267,3 +267,12 @@ def test_a_credential_of_a_format_is_known_as_one(name: str) -> None:
     form = FORMATS[name]
     fields = {form.credential[0], *(field for field, _ in form.query_keys.values())}
     assert {field.lower() for field in fields} <= CREDENTIALS
+
+
+@pytest.mark.parametrize("name", [b"X-HTTP-Method-Override", b"x_http_method", b"X-Method-Override"])
+def test_the_method_that_was_judged_is_the_method(name: bytes) -> None:
+    """A GET that some provider takes for a POST would be a POST that no limit has seen."""
+    head = Outgoing([(name, b"POST"), (b"x-a", b"b")]).head(
+        host=b"h", own=None, keep_credentials=False, identity=False, length=None, chunked=False
+    )
+    assert head == b"Host: h\r\nx-a: b\r\n"

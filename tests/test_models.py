@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -245,3 +246,48 @@ async def test_a_request_of_the_unified_api_falls_back_to_another_provider(
     assert third.requests[0].body == b'{"model": "d", "messages": []}'
     assert third.requests[0].header("authorization") == b"Bearer sk-test-third"
     assert third.requests[0].header("x-bf-fallbacks") is None
+
+
+async def test_a_list_is_one_request_of_a_virtual_key(
+    upstream: StartUpstream, proxy: StartProxy, tmp_path: Path
+) -> None:
+    """Whoever is asked for it; beyond the limit nobody is. And each is asked once, whatever it says."""
+    first, second = await upstream(answer(429, body=b"{}")), await upstream(listing("gpt-4o"))
+    p = await proxy(
+        providers={
+            "first": speaks(first, "openai", "one", "two"),
+            "second": speaks(second, "openai", "three"),
+        },
+        default_providers={"openai": "first"},
+        store=f"sqlite:{tmp_path / 'state.db'}",
+        virtual_keys={
+            "alice": {
+                "value": "env.ALICE",
+                "provider_configs": [
+                    {"provider": name, "allowed_models": ["*"]} for name in ("first", "second")
+                ],
+                "rate_limit": {"request_max_limit": 1, "request_reset_duration": "1Y"},
+            }
+        },
+        environ={"ALICE": VALUE},
+        network={"max_retries": 3},
+    )
+    fields = [(b"Authorization", f"Bearer {VALUE}".encode())]
+    assert ids(await ask(p, "/v1/models", fields)) == ["second/gpt-4o"]
+    assert (await ask(p, "/v1/models", fields)).status == 429
+    assert (len(first.requests), len(second.requests)) == (1, 1)
+
+
+async def test_a_list_without_end_and_names_that_are_none_are_not_listed(
+    upstream: StartUpstream, proxy: StartProxy
+) -> None:
+    """One provider cannot fill everybody's list."""
+    endless = await upstream(listing(*[f"m{number}" for number in range(models.MOST + 1)]))
+    odd = await upstream(listing("a", "", "b\r\nc", "x" * 201, "\u2603"))
+    p = await proxy(
+        providers={"endless": speaks(endless, "openai", "one"), "odd": speaks(odd, "openai", "two")},
+        default_providers={"openai": "odd"},
+    )
+    response = await ask(p, "/v1/models")
+    assert ids(response) == ["odd/a", "odd/\u2603"]
+    assert list(json.loads(response.body)["failed"]) == ["endless"]

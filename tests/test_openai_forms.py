@@ -247,3 +247,18 @@ async def test_at_azure_the_deployment_is_the_model(upstream: StartUpstream, pro
         response = await send(p, body, path, more)
         assert response.status == status, deployment
     assert [request.target for request in up.requests] == [path.encode()]
+
+
+async def test_what_is_neither_a_form_nor_json_is_a_415(upstream: StartUpstream, proxy: StartProxy) -> None:
+    """A form of another kind could name another model than the JSON that it also is."""
+    up = await upstream()
+    p = await proxy(providers={"openai": provider(up)}, default_providers={})
+    body = b'{"model":"cheap","x":"&model=dear&"}'
+    fields = [
+        (b"Host", b"proxy.test"),
+        (b"Content-Type", b"application/x-www-form-urlencoded"),
+        (b"Content-Length", b"%d" % len(body)),
+    ]
+    response = await p.ask(request_head("POST", "/openai/v1/images/edits", fields) + body)
+    assert response.status == 415
+    assert not up.requests
