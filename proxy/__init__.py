@@ -11,7 +11,7 @@ Pure: bytes and values in, bytes and values out. No asyncio, no clock, no I/O.
   errors      the one exception of the path    routes     path -> wire format
   body        the scan and the splice          grammar    JSON as patterns
   form        the model of a form              coding     looking into compressed bodies
-  inner       names deeper in a body
+  inner       names deeper in a body           readings   how a path may be read
   headers     which fields pass                inbound    the same of answers
   plan        model -> targets                 sse        where an event ends
   usage       tokens seen passing

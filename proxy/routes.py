@@ -13,12 +13,11 @@ Rules
      refused, not repaired; a backslash counts as a slash.
   2. A path that an upstream may read as a model route is one: ``%6d`` for ``m``, another case, ``;x=1``
      and doubled or trailing slashes do not lead past the body rules.
-
   3. A model in a path has one reading, or is refused: a virtual key may allow one and not another.
 
 Not here: a wire format's own paths (`formats`; but for what tells Anthropic's and Azure's SDK at the proxy's
-own root), methods of the upstream API. An unknown path below a prefix
-is relayed, and upstream judges.
+own root), how a path may be read (`readings`), methods of the upstream API: an unknown path below a prefix is
+relayed, and upstream judges.
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
+from . import readings
 from .errors import ProxyError, Source
 from .formats import FORMATS, Format, Place
 
@@ -143,26 +143,8 @@ MAX_REMEMBERED = 256
 _BARE = re.compile(rb"/v1/(messages|complete)(?![^/])")
 """Anthropic's own paths, whatever the header fields say; `_BARE.match` needs no end."""
 
-_PLAIN_MODEL = re.compile(rb"[A-Za-z0-9._:@+=,~()-]+(/[A-Za-z0-9._:@+=,~()-]+)*")
-"""A model in a path: nothing that one reader takes for the end of it, and another does not."""
-
-_RESOURCE = re.compile(rb"(?i)(^|/)(models?|deployments)/")
-"""What stands before a model in a path: inside of one it may lead to another one."""
-
 _KEY = re.compile(rb"[!-~]+")
 """A credential that can stand in a header field."""
-
-_DOT_SEGMENT = re.compile(rb"(^|[/\\])\.{1,2}(;[^/\\]*)?([/\\]|$)")
-
-_OVERLONG = re.compile(rb"[\xc0\xc1]|\xe0[\x80-\x9f]|\xf0[\x80-\x8f]")
-"""What begins a character in more bytes than it needs; lax readers take some for dots and slashes."""
-
-_SEGMENT_END = re.compile(rb"[;?#\x00-\x20]")
-
-_SEGMENT_REST = re.compile(rb"[;?#\x00-\x20][^/\\]*")
-
-_SIMPLE = re.compile(rb"(/[a-z0-9_-][a-z0-9_.-]*)+")
-"""A path that all readers read alike."""
 
 
 def match(method: str, target: bytes, *, anthropic_version: bool) -> Route:
@@ -173,7 +155,7 @@ def match(method: str, target: bytes, *, anthropic_version: bool) -> Route:
     """
     path, mark, query = target.partition(b"?")
     if b"#" in target:
-        raise _bad_target()
+        raise readings.bad_target()
     # Without the query: it may hold a key, which nothing may remember.
     azure = any(map(_API_VERSION.match, query.split(b"&")))
     route = _match(method, path, anthropic_version, azure)
@@ -212,8 +194,8 @@ def _match(method: str, target: bytes, anthropic_version: bool, azure: bool = Fa
         if method not in ("GET", "HEAD"):
             raise _not_allowed("GET, HEAD")
         return Route(OWN[target], "anthropic", b"", target, target.decode())
-    readings = _checked(target)
-    if method == "HEAD" and (readings[0] == b"/" or readings[0].endswith(b"/api/hello")):
+    found = _checked(target)
+    if method == "HEAD" and (found[0] == b"/" or found[0].endswith(b"/api/hello")):
         return Route(Kind.PROBE, "anthropic", b"", target, "probe")
     if target.startswith(b"/api/governance/"):
         return Route(Kind.API, "anthropic", b"", target, "/api/*")
@@ -221,19 +203,19 @@ def _match(method: str, target: bytes, anthropic_version: bool, azure: bool = Fa
         return _job(method, target.removeprefix(ASYNC))
     root = _root(target)
     if root in (None, _BARE_ROOT):
-        bare = [read for read in readings if read.startswith(b"/v1/")]
+        bare = [read for read in found if read.startswith(b"/v1/")]
         if bare and (anthropic_version or any(map(_BARE.match, bare))):
             # An Anthropic SDK whose base URL is our root.
             root = Root(b"", b"", FORMATS["anthropic"])
         elif bare and root is None:
-            raise _bad_target()
+            raise readings.bad_target()
     if root is None:
         raise nothing()
     framework, openai, _ = root.cut.partition(b"/openai")
     if azure and openai and root.format.name == "openai":
         # Azure's SDK at our root: what has no deployment is told from OpenAI's by the version alone.
         root = Root(root.begins, framework, FORMATS["azure"])
-    return _below(method, root, target, readings)
+    return _below(method, root, target, found)
 
 
 def wire_format_of(path: str) -> str:
@@ -285,11 +267,11 @@ def nothing() -> ProxyError:
     )
 
 
-def _below(method: str, root: Root, target: bytes, readings: list[bytes]) -> Route:
-    """The route of a path below `root`; `readings` are those of the whole path."""
+def _below(method: str, root: Root, target: bytes, ways: list[bytes]) -> Route:
+    """The route of a path below `root`; `ways` are those in which the whole path may be read."""
     form, raw = root.format, target[len(root.cut) :]
     route = Route(Kind.OPEN, form.name, root.cut, raw, f"/{form.name}/*")
-    below = [read[len(root.cut) :] for read in readings if read.startswith(root.cut + b"/")]
+    below = [read[len(root.cut) :] for read in ways if read.startswith(root.cut + b"/")]
     if method in ("GET", "HEAD") and root.lists and b"/models" in below:
         return route._replace(kind=Kind.MODELS, label="/v1/models")
     if method == "POST" and any(map(form.unseen.fullmatch, below)):
@@ -329,67 +311,17 @@ def _below(method: str, root: Root, target: bytes, readings: list[bytes]) -> Rou
 
 
 def _is_plain(found: re.Match[bytes]) -> bool:
-    return _has_one_reading(unquote_to_bytes(found["model"]))
-
-
-def is_plain_model(name: str) -> bool:
-    """Whether a model can stand in a path in place of another, without leading anywhere else."""
-    return _has_one_reading(name.encode("utf-8", "surrogatepass"))
-
-
-def _has_one_reading(name: bytes) -> bool:
-    plain = _PLAIN_MODEL.fullmatch(name) is not None
-    return plain and not _DOT_SEGMENT.search(name) and not _RESOURCE.search(name)
+    return readings.is_plain(unquote_to_bytes(found["model"]))
 
 
 def _checked(path: bytes) -> list[bytes]:
     """What `path` may be to the laxest upstream; the first is the likeliest."""
-    if not path.startswith(b"/"):
-        raise _bad_target()
-    if _SIMPLE.fullmatch(path):
-        return [path]
-    if _DOT_SEGMENT.search(unquote_to_bytes(path)):
-        raise _bad_target()
-    readings = _readings(path)
-    if any(map(_DOT_SEGMENT.search, readings)):
-        raise _bad_target()
+    found = readings.of(path)
     here = _root(path)
-    if any(there is not here for there in map(_root, readings) if there not in (None, _BARE_ROOT)):
+    if any(there is not here for there in map(_root, found) if there not in (None, _BARE_ROOT)):
         # What is one only after decoding would not be cut off the raw target.
-        raise _bad_target()
-    return readings
-
-
-def _readings(path: bytes) -> list[bytes]:
-    """What `path` may be to an upstream, in lower case, with single slashes and none at the end.
-
-    Decoded up to three times. What stands behind parameters, a NUL, a space, ``?`` or ``#`` is dropped before
-    any decoding, after it, or not at all; to the end of the segment, or to the end. Raises `ProxyError` 400
-    for what is no UTF-8 (RFC 3629 section 3) in a way that is only used to hide something.
-    """
-    readings = {path.lower()}
-    for _ in range(3):
-        readings |= {unquote_to_bytes(each).lower() for each in _cut(readings)}
-    if any(map(_OVERLONG.search, readings)):
-        raise _bad_target()
-    found = (b"/" + b"/".join(filter(None, re.split(rb"[/\\]", each))) for each in _cut(readings))
-    return sorted(found, key=len, reverse=True)
-
-
-def _cut(readings: set[bytes]) -> set[bytes]:
-    return {
-        short
-        for each in readings
-        for short in (each, _SEGMENT_REST.sub(b"", each), _SEGMENT_END.split(each, maxsplit=1)[0])
-    }
-
-
-def _bad_target() -> ProxyError:
-    return ProxyError(
-        400,
-        "The request target must be a path that starts with / and has no dot segments and no fragment.",
-        source=Source.DOWNSTREAM,
-    )
+        raise readings.bad_target()
+    return found
 
 
 def _not_allowed(allowed: str) -> ProxyError:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 
-from . import plan, routes
+from . import plan, readings
 from .access import Holder
 from .attempt import Runner
 from .config import Config, Provider
@@ -88,7 +88,9 @@ class Rules:
         wire_format = original.format.name
         if route.kind is Kind.MODEL:
             for name in original.fallbacks if original.span[1] else ():
-                if name not in self.config.models and not routes.is_plain_model(name):
+                if name not in self.config.models and not readings.is_plain(
+                    name.encode("utf-8", "surrogatepass")
+                ):
                     raise _bad(
                         400,
                         "A fallback for a model in the path has letters, digits and . _ - : / @ + = , ~ ( )"
