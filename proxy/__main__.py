@@ -216,18 +216,24 @@ def _stray(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
 
 
 def _say_providers(loaded: Config) -> None:
+    useless = []
     for provider in loaded.providers.values():
-        logger.info("provider %s: %s", provider.name, _credentials(loaded, provider))
+        credentials = _credentials(loaded, provider)
+        if credentials:
+            logger.info("provider %s: %s", provider.name, credentials)
+        else:
+            useless.append(provider.name)
+    if useless:
+        logger.info("no keys, so nobody can use: %s", ", ".join(useless))
 
 
 def _credentials(loaded: Config, provider: Provider) -> str:
+    """What requests to the provider carry; empty when there is nothing that they could."""
     if provider.keys:
         return "keys of its own: " + ", ".join(key.name for key in provider.keys)
     if provider.is_key_less:
         return "no credentials"
-    if provider.name in loaded.default_providers.values():
-        return "the client's own credentials"
-    return "no keys, so nobody can use it"
+    return "the client's own credentials" if provider.name in loaded.default_providers.values() else ""
 
 
 def _write_lines(data: bytes) -> None:
