@@ -54,7 +54,10 @@ async def listed(
     exchange: Exchange,
     hold: Callable[[int], None],
 ) -> bytes:
-    """The list as JSON; `hold` is told of the bytes of the answers. Raises `ProxyError` 403, 502."""
+    """The list as JSON; `hold` is told of the bytes of the answers.
+
+    Raises `ProxyError`: 402, 403, 429 and 503 of the holder's limits, 502 where nobody has a list.
+    """
     default = rules.config.default_providers.get(_UNIFIED)
     asked = [
         provider
@@ -65,9 +68,12 @@ async def listed(
     ]
     if holder is not None:
         await rules.count(asked[0] if asked else None, holder, exchange)
-    answers = await asyncio.gather(
-        *(_names(provider, rules, holder, outgoing, exchange, hold) for provider in asked)
-    )
+    # A group: whatever one of them raises, none of the others goes on without anybody.
+    async with asyncio.TaskGroup() as group:
+        asking = [
+            group.create_task(_names(provider, rules, holder, outgoing, exchange, hold)) for provider in asked
+        ]
+    answers = [task.result() for task in asking]
     failed = {
         provider.name: answer.message
         for provider, answer in zip(asked, answers, strict=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -291,3 +293,44 @@ async def test_a_list_without_end_and_names_that_are_none_are_not_listed(
     response = await ask(p, "/v1/models")
     assert ids(response) == ["odd/a", "odd/\u2603"]
     assert list(json.loads(response.body)["failed"]) == ["endless"]
+
+
+async def test_a_fault_of_ours_leaves_nobody_behind(
+    upstream: StartUpstream, proxy: StartProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is a 500 at once, and who was still asked is asked no longer."""
+    broken, slow = await upstream(listing("gpt-4o")), await upstream(silent)
+    p = await proxy(
+        providers={"broken": speaks(broken, "openai", "one"), "slow": speaks(slow, "openai", "two")},
+        default_providers={"openai": "broken"},
+    )
+
+    def fails(*_: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(models, "_read", fails)
+    began = time.monotonic()
+    assert (await ask(p, "/v1/models")).status == 500
+    await slow.quiet()
+    assert time.monotonic() - began < models.PATIENCE
+
+
+async def test_who_leaves_stops_what_was_asked_for_the_list(
+    upstream: StartUpstream, proxy: StartProxy
+) -> None:
+    """Every provider's connection is closed at once."""
+    arrived = asyncio.Event()
+
+    async def silent_from_now(conn: Conn, request: Request) -> None:
+        arrived.set()
+        await silent(conn, request)
+
+    slow = await upstream(silent_from_now)
+    p = await proxy(providers={"slow": speaks(slow, "openai", "one")}, default_providers={})
+    client = await p.connect()
+    await client.send(request_head("GET", "/v1/models", [(b"Host", b"proxy.test")]))
+    await arrived.wait()
+    began = time.monotonic()
+    client.close()
+    await slow.quiet()
+    assert time.monotonic() - began < models.PATIENCE / 2
