@@ -156,7 +156,9 @@ async def test_slow_heads_keep_nobody_waiting(upstream: StartUpstream, proxy: St
     slow = [await p.connect() for _ in range(200)]
     for byte in HEAD[:5]:
         for client in slow:
-            await client.send(bytes([byte]))
+            # On a slow machine the first have had their 408 by now.
+            with contextlib.suppress(Gone):
+                await client.send(bytes([byte]))
     assert (await p.post(MESSAGES, asked())).body == MESSAGE
     for client in slow:
         assert (await client.response("GET")).status == 408
