@@ -29,7 +29,7 @@ from .original import Original
 from .outcome import REFUSED_KEY, SAME_TARGET, Outcome
 from .plan import Plan, Target
 from .sending import Request
-from .signing import Signer
+from .signing import NO_CREDENTIALS, NoCredentials, Signer
 from .tries import Tries
 from .upstream import Upstream
 
@@ -133,7 +133,8 @@ class Runner:
             # Relayed, it would tell the client that its own key is bad. (Where no model is named a 403 may be
             # about what the path names.)
             outcome.drop()
-            return Outcome(target, outcome.event, error=_no_key_left(target), key=outcome.key)
+            error = outcome.error or _no_key_left(target)
+            return Outcome(target, outcome.event, error=error, key=outcome.key)
         return outcome
 
     async def _once(
@@ -155,7 +156,8 @@ class Runner:
         except ProxyError as error:
             # Its frames hold the request and, through it, the error itself: a cycle with a body in it.
             error.__traceback__ = None
-            exchange.attempts.append((target.name, error.event or "failed"))
+            lacks = isinstance(error, NoCredentials)
+            exchange.attempts.append((target.name, NO_CREDENTIALS if lacks else error.event or "failed"))
             return Outcome(target, error.event, error=error)
         exchange.head_at = answer.head_at
         status = str(answer.status)
@@ -229,8 +231,8 @@ class Runner:
 def _no_key_left(target: Target) -> ProxyError:
     return ProxyError(
         502,
-        f"upstream_credentials_exhausted: {target.provider.name} refuses the keys that the proxy has for it;"
-        " whoever runs the proxy must look at them.",
+        f"upstream_credentials_exhausted: {target.provider.name} takes none of the keys that the proxy has for"
+        " it; whoever runs the proxy must look at them.",
         source=Source.UPSTREAM,
     )
 

@@ -49,6 +49,9 @@ RENEW_SECONDS = 300
 RETRY_SECONDS = 5.0
 """How long after an answer botocore is not asked again."""
 
+NO_CREDENTIALS = "no_credentials"
+"""What an attempt came to for which there were none."""
+
 _MANTLE = "bedrock-mantle"
 
 _SIGNED = re.compile(rb"\r\n(host|content-type|x-amz-[^:\r]*):[ \t]*([^\r]*)", re.I)
@@ -66,6 +69,19 @@ logger = logging.getLogger(__name__)
 
 def _now() -> datetime:
     return datetime.now(UTC)
+
+
+class NoCredentials(ProxyError):
+    """There are none for a key. It is as if the provider had refused that key."""
+
+    def __init__(self, key: Key, lack: str) -> None:
+        super().__init__(
+            502,
+            f"The proxy has no AWS credentials for its key {key.name!r}: {lack}. Whoever runs the proxy must"
+            " look at them.",
+            source=Source.UPSTREAM,
+            event="401",
+        )
 
 
 class Signer:
@@ -97,7 +113,7 @@ class Signer:
     async def sign(self, key: Key, request: Request) -> Request:
         """`request` with the fields of a signature by `key`.
 
-        Raises `ProxyError`: 400 for what cannot be signed, 502 when there are no credentials.
+        Raises `NoCredentials`, and `ProxyError` 400 for what cannot be signed.
         """
         body = request.body
         if body is not None and not isinstance(body, bytes | list):
@@ -119,13 +135,7 @@ class Signer:
             chain = self._chains[place] = Chain(lambda: self._find(*place), *place)
         held = await chain.credentials()
         if held is None:
-            raise ProxyError(
-                502,
-                f"The proxy has no AWS credentials for its key {key.name!r}: {chain.lack}. Whoever runs the"
-                " proxy must look at them.",
-                source=Source.UPSTREAM,
-                event="connect",
-            )
+            raise NoCredentials(key, chain.lack)
         return held
 
     def _find(self, profile: str | None, region: str) -> Any:

@@ -240,7 +240,7 @@ async def test_a_wrong_region_is_the_operators_error(bedrock: StartBedrock, prox
     )
     response = await p.ask(sent(f"/bedrock/model/{MODEL}/converse"))
     assert response.status == 502
-    assert b"refuses the keys that the proxy has" in response.body
+    assert b"bedrock takes none of the keys that the proxy has" in response.body
     assert response.header("x-amzn-errortype") == b"InternalServerException"
     assert up.signed == ["the credential is scoped to bedrock in us-east-1"]
 
@@ -269,9 +269,31 @@ async def test_without_credentials_the_next_target_is_taken(
     to_bedrock = (b"x-bf-fallbacks", f"bedrock/{MODEL}".encode())
     served = await p.ask(sent(f"/bedrock/model/{MODEL}/converse", BODY, to_bedrock))
     assert served.status == 200
-    attempts = f"lost/{MODEL}:connect,bedrock/{MODEL}:200"
+    attempts = f"lost/{MODEL}:no_key_left,bedrock/{MODEL}:200"
     assert served.header("x-bifrost-attempts") == attempts.encode()
     assert len(up.requests) == 1
+
+
+async def test_without_credentials_the_next_key_is_taken(
+    bedrock: StartBedrock, proxy: StartProxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """At once, as when the provider refuses a key, and the key without them is out for a while."""
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    up = await bedrock()
+    good = provider(up)
+    nobody = {"name": "lost", "bedrock_key_config": {"region": "us-east-1", "profile": "nobody"}}
+    spare = [key | {"weight": 0} for key in good["keys"]]
+    network = {"retry_backoff_initial": 30, "retry_backoff_max": 60}
+    p = await proxy(
+        providers={"bedrock": good | {"keys": [nobody, *spare], "network_config": network}},
+        default_providers=DEFAULT,
+        environ=environ(),
+    )
+    for before in (f"bedrock/{MODEL}:no_credentials,", ""):
+        served = await p.ask(sent(f"/bedrock/model/{MODEL}/converse"))
+        assert served.status == 200
+        assert served.header("x-bifrost-attempts") == f"{before}bedrock/{MODEL}:200".encode()
 
 
 async def test_a_signature_is_no_credential_for_others(upstream: StartUpstream, proxy: StartProxy) -> None:

@@ -197,7 +197,7 @@ async def test_errors_of_the_provider(told: Told) -> None:
     assert (told.seen["broken"]["class"], told.seen["broken"]["status"]) == ("ModelErrorException", 424)
     denied = told.seen["denied"]
     assert (denied["class"], denied["status"]) == ("InternalServerException", 502)
-    assert "bedrock refuses the keys that the proxy has for it" in denied["Message"]
+    assert "bedrock takes none of the keys that the proxy has" in denied["Message"]
 
 
 async def test_no_pings(told: Told) -> None:
