@@ -16,20 +16,18 @@ Rules
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import importlib.util
 import json
 import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from environments import KEPT_OUT
+from environments import KEPT_OUT, cache, digest, filled, printed
 
 OLDEST = 22
 """The oldest major version of Node that all the packages run on."""
@@ -84,42 +82,26 @@ def node() -> Node:
 @pytest.fixture(scope="session")
 def npm_packages(request: pytest.FixtureRequest, node: Node) -> NpmPackages:
     """``npm_packages("openai@7.57.0")``: a directory whose node_modules holds these and what they need."""
-    assert request.config.cache is not None, "pytest's cache holds the packages; do not switch it off"
-    home = request.config.cache.mkdir("npm")
+    home = cache(request, "npm")
+    environ = {**os.environ, "PATH": f"{Path(node.program).parent}{os.pathsep}{os.environ['PATH']}"}
 
     def install(*packages: str) -> Path:
-        digest = hashlib.sha256(" ".join(packages).encode()).hexdigest()[:12]
-        place = home / f"{digest}-{platform.system()}-{platform.machine()}"
-        if place.exists():
-            return place
-        # Whole or not at all: a run that is interrupted, or another at the same time, leaves no half behind.
-        with tempfile.TemporaryDirectory(dir=home) as scratch:
-            target = Path(scratch) / "packages"
-            target.mkdir()
-            done = subprocess.run(
-                [
-                    *(
-                        *node.npm,
-                        "install",
-                        "--prefix",
-                        str(target),
-                        "--loglevel",
-                        "error",
-                        "--engine-strict",
-                    ),
-                    # A package's own script puts its program in place.
-                    *("--ignore-scripts=false", "--include=optional", "--no-audit", "--no-fund", *packages),
-                ],
-                cwd=target,
-                env={**os.environ, "PATH": f"{Path(node.program).parent}{os.pathsep}{os.environ['PATH']}"},
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert done.returncode == 0, f"npm could not install {packages}:\n{done.stdout}{done.stderr}"
-            if not place.exists():
-                target.rename(place)
-        return place
+        # A package's own script puts its program in place.
+        options = (
+            "--engine-strict",
+            "--ignore-scripts=false",
+            "--include=optional",
+            "--no-audit",
+            "--no-fund",
+        )
+        return filled(
+            home / f"{digest(packages)}-{platform.system()}-{platform.machine()}",
+            lambda target: (
+                *(*node.npm, "install", "--prefix", str(target), "--loglevel", "error", *options),
+                *packages,
+            ),
+            environ,
+        )
 
     return install
 
@@ -144,25 +126,3 @@ def run_node(node: Node, npm_packages: NpmPackages, tmp_path: Path) -> RunNode:
         return json.loads(out)
 
     return run
-
-
-async def printed(
-    command: list[str], environ: dict[str, str], place: Path | None = None, *, code: int = 0
-) -> str:
-    """What a program printed until it ended, with `code`; it may not outlive the test."""
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        cwd=place,
-        env=environ,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        out, err = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert process.returncode == code, f"{err.decode()}\n{out.decode()}"
-    return out.decode()

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from environments import printed
 from hop import StartHop, elsewhere, hop
-from node import DIRECT, NpmPackages, node, npm_packages, printed
+from node import DIRECT, NpmPackages, node, npm_packages
 from running import StartProxy, StartUpstream, keyed
 from scripted import (
     LAST_CHUNK,

@@ -9,7 +9,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from cohere_sdk import KEY, SDK, VIRTUAL_KEY, StartCohere, cohere, provider, settings
@@ -17,10 +17,9 @@ from cohere_upstream import NDJSON, SSE, event
 from environments import RunScript
 from hop import Hop, StartHop, hop
 from rawclient import post
+from refusing import HEADERS, HELD, LIMIT, Told, one_window, refusing, silent
 from running import Proxy, StartProxy, StartUpstream
 from scripted import JSON_TYPE, LAST_CHUNK, Conn, Request, answer, chunk, stream_head
-
-from proxy import limits
 
 __all__ = ["cohere", "hop"]
 
@@ -42,18 +41,6 @@ BROKEN = ("ReadError", "RemoteProtocolError")
 
 LINE = b'{"is_finished":true,"event_type":"stream-end","finish_reason":"COMPLETE"}\n'
 STARTED = event("message-start", id="x", delta={"message": {"role": "assistant"}})
-
-
-class Told(NamedTuple):
-    """What each call raised, and the access-log lines of the calls."""
-
-    seen: dict[str, dict[str, Any]]
-    lines: list[dict[str, Any]]
-
-
-async def silent(conn: Conn, _: Request) -> None:
-    """An upstream that never answers."""
-    await conn.gone()
 
 
 async def cut(conn: Conn, _: Request) -> None:
@@ -96,15 +83,9 @@ async def errors(
     """What each case raised; a case is a status, or what happens to a stream."""
     if raised:
         return raised
-    # No window of a limit ends while the cases are run.
-    monkeypatch.setattr(limits, "_window", lambda duration, minute: (0, 4_000_000_000))
-    store = f"sqlite:{tmp_path / 'state.db'}"
-    allowed = [{"provider": "cohere", "allowed_models": ["command-r7b-12-2024"]}]
-    alone = {"value": "env.ALICE", "provider_configs": [{"provider": "cohere", "allowed_models": ["*"]}]}
-    once = {**alone, "rate_limit": {"request_max_limit": 1, "request_reset_duration": "1d"}}
-    alice = {"environ": {"ALICE": VIRTUAL_KEY}}
-    hurry = {"first_byte_timeout": 0.2, "max_retries": 0}
+    one_window(monkeypatch)
     up = await cohere()
+    hurry = {"first_byte_timeout": 0.2, "max_retries": 0}
 
     async def start(where: str, **more: Any) -> Proxy:
         return await proxy(providers={"cohere": provider(where)}, **settings(**more))
@@ -113,16 +94,16 @@ async def errors(
         return await start((await upstream(*[play] * len(CALLS))).url, **more)
 
     late = Late()
-    proxies = {
-        "400": await start(up.url),
-        "401": await start(up.url, require_virtual_key=True),
-        "403": await start(
-            up.url, virtual_keys={"alice": {"value": "env.ALICE", "provider_configs": allowed}}, **alice
-        ),
-        "404": await start(up.url, store=store),
-        "413": await start(up.url, max_body_bytes=20000),
-        "429": await start(up.url, store=store, virtual_keys={"alice": once}, **alice),
-        "502": await start(f"http://127.0.0.1:{closed_port}"),
+    proxies = await refusing(
+        start,
+        up.url,
+        provider="cohere",
+        other_model="command-r7b-12-2024",
+        key=VIRTUAL_KEY,
+        dead=f"http://127.0.0.1:{closed_port}",
+        place=tmp_path,
+    )
+    proxies |= {
         "504": await dying(silent, network=hurry),
         "early": await dying(silent, network=hurry, early_stream_after=0.05, ping_interval=0.02),
         "late": await dying(late, early_stream_after=0.05),
@@ -131,13 +112,12 @@ async def errors(
     body = b'{"model":"command-a-03-2025","message":"Hello"}'
     assert (await proxies["429"].ask(post("/cohere/v1/chat", body, key=VIRTUAL_KEY.encode()))).status == 200
     late.hop = await hop(proxies["late"].port)
-    headers = {"400": {"x-bf-fallbacks": "nowhere/x"}, "404": {"x-bf-async-id": "job_nobody"}}
     cases = {
         name: {
             "base_url": f"http://127.0.0.1:{late.hop.port if name == 'late' else p.port}/cohere",
-            "key": VIRTUAL_KEY if name in ("403", "429") else KEY,
-            "headers": headers.get(name, {}),
-            "length": 30000 if name == "413" else 10,
+            "key": VIRTUAL_KEY if name in HELD else KEY,
+            "headers": HEADERS.get(name, {}),
+            "length": LIMIT + 10_000 if name == "413" else 10,
         }
         for name, p in proxies.items()
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from environments import RunScript
@@ -16,10 +16,9 @@ from genai_sdk import KEY, MODELS, SDK, VIRTUAL_KEY, StartGemini, gemini, provid
 from genai_upstream import whole
 from hop import Hop, StartHop, hop
 from rawclient import post
+from refusing import HEADERS, HELD, LIMIT, Told, one_window, refusing, silent
 from running import Proxy, StartProxy, StartUpstream
 from scripted import Conn, Request, chunk, stream_head
-
-from proxy import limits
 
 __all__ = ["gemini", "hop"]
 
@@ -38,21 +37,6 @@ STATUSES = {
 
 OVERLOADED = {"code": 503, "message": "The model is overloaded.", "status": "UNAVAILABLE"}
 CHUNK = b'data: {"candidates": [{"content": {"parts": [{"text": "You"}], "role": "model"}}]}\r\n\r\n'
-
-
-class Told(NamedTuple):
-    """What each call raised, and the access-log lines of the calls."""
-
-    seen: dict[str, dict[str, Any]]
-    lines: list[dict[str, Any]]
-
-
-Errors = Callable[[], Awaitable[dict[str, Told]]]
-
-
-async def silent(conn: Conn, _: Request) -> None:
-    """An upstream that never answers."""
-    await conn.gone()
 
 
 async def cut(conn: Conn, _: Request) -> None:
@@ -102,12 +86,7 @@ async def errors(
     """What each case raised; a case is a status, or what happens to a stream."""
     if raised:
         return raised
-    # No window of a limit ends while the cases are run.
-    monkeypatch.setattr(limits, "_window", lambda duration, minute: (0, 4_000_000_000))
-    store = f"sqlite:{tmp_path / 'state.db'}"
-    allowed = [{"provider": "gemini", "allowed_models": ["gemini-2.5-pro"]}]
-    alone = {"value": "env.ALICE", "provider_configs": [{"provider": "gemini", "allowed_models": ["*"]}]}
-    once = {**alone, "rate_limit": {"request_max_limit": 1, "request_reset_duration": "1d"}}
+    one_window(monkeypatch)
     up = await gemini()
     hurry = {"first_byte_timeout": 0.2, "max_retries": 0}
 
@@ -117,18 +96,17 @@ async def errors(
     async def dying(play: Callable[[Conn, Request], Awaitable[None]], calls: int, **more: Any) -> Proxy:
         return await start((await upstream(*[play] * calls)).url, **more)
 
-    alice = {"environ": {"ALICE": VIRTUAL_KEY}}
     late = Late()
-    proxies = {
-        "400": await start(up.url),
-        "401": await start(up.url, require_virtual_key=True),
-        "403": await start(
-            up.url, virtual_keys={"alice": {"value": "env.ALICE", "provider_configs": allowed}}, **alice
-        ),
-        "404": await start(up.url, store=store),
-        "413": await start(up.url, max_body_bytes=20000),
-        "429": await start(up.url, store=store, virtual_keys={"alice": once}, **alice),
-        "502": await start(f"http://127.0.0.1:{closed_port}"),
+    proxies = await refusing(
+        start,
+        up.url,
+        provider="gemini",
+        other_model="gemini-2.5-pro",
+        key=VIRTUAL_KEY,
+        dead=f"http://127.0.0.1:{closed_port}",
+        place=tmp_path,
+    )
+    proxies |= {
         "504": await dying(silent, 4, network=hurry),
         "early": await dying(silent, 4, network=hurry, early_stream_after=0.05, ping_interval=0.02),
         "late": await dying(late, 4, early_stream_after=0.05),
@@ -139,15 +117,14 @@ async def errors(
     first = post(MODELS + "gemini-2.5-flash:generateContent", body, key=VIRTUAL_KEY.encode())
     assert (await proxies["429"].ask(first)).status == 200
     late.hop = await hop(proxies["late"].port)
-    headers = {"400": {"x-bf-fallbacks": "nowhere/x"}, "404": {"x-bf-async-id": "job_nobody"}}
     cases = {
         name: {
             "base_url": f"http://127.0.0.1:{late.hop.port if name == 'late' else p.port}/genai",
             "headers": {
-                "x-goog-api-key": VIRTUAL_KEY if name in ("403", "429") else KEY,
-                **headers.get(name, {}),
+                "x-goog-api-key": VIRTUAL_KEY if name in HELD else KEY,
+                **HEADERS.get(name, {}),
             },
-            "length": 30000 if name == "413" else 10,
+            "length": LIMIT + 10_000 if name == "413" else 10,
         }
         for name, p in proxies.items()
     }
