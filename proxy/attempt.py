@@ -14,7 +14,9 @@ read (`answer`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
+import re
 import time
 from typing import NamedTuple
 
@@ -35,6 +37,13 @@ from .upstream import Upstream
 
 MAX_HELD_BYTES = 65536
 """How much of a stream is held back while its first event is looked for."""
+
+
+MAX_REFUSAL_BYTES = 8192
+"""How much of an answer is read to see whether it refuses our key. Those that do have about 500."""
+
+REFUSAL_SECONDS = 1.0
+"""How long the next bytes of such an answer may take; it is relayed then, whatever it is."""
 
 
 class Served(NamedTuple):
@@ -163,6 +172,8 @@ class Runner:
         status = str(answer.status)
         outcome = Outcome(target, status if status in self._events else "", answer)
         try:
+            if key is not None and answer.status == 400 and form.refused_key is not None:
+                await _look_for_key(outcome, form.refused_key)
             if not last and answer.status == 200 and self._looks and not exchange.committed:
                 await self._look(outcome, form)
         except BaseException:
@@ -190,7 +201,7 @@ class Runner:
             outcome.held += chunk
             event = form.first_event(outcome.held)
             if event is not None or not chunk:
-                outcome.event = "stream_error" if event is None or form.is_error.search(event) else ""
+                outcome.event = "stream_error" if event is None or form.is_error_event(event) else ""
                 return
 
     def _request(
@@ -228,11 +239,24 @@ class Runner:
         )
 
 
+async def _look_for_key(outcome: Outcome, refused: re.Pattern[bytes]) -> None:
+    """Read an answer that may be about our key, to see whether it is."""
+    answer = outcome.answer
+    if answer is None:
+        return
+    # Who relays it meets its error again.
+    with contextlib.suppress(ProxyError):
+        while len(outcome.held) < MAX_REFUSAL_BYTES and (chunk := await answer.read(REFUSAL_SECONDS)):
+            outcome.held += chunk
+    if refused.search(outcome.held):
+        outcome.event = "401"
+
+
 def _no_key_left(target: Target) -> ProxyError:
     return ProxyError(
         502,
-        f"upstream_credentials_exhausted: {target.provider.name} takes none of the keys that the proxy has for"
-        " it; whoever runs the proxy must look at them.",
+        f"upstream_credentials_exhausted: {target.provider.name} takes none of the keys that the proxy has"
+        " for it; whoever runs the proxy must look at them.",
         source=Source.UPSTREAM,
     )
 
@@ -241,11 +265,15 @@ def _replayable(original: Original, outcome: Outcome) -> bool:
     """Whether the request may be sent once more after `outcome`."""
     if original.once:
         return False
-    if outcome.event == "connect":
+    if outcome.event == "connect" or isinstance(outcome.error, NoCredentials):
+        # Nothing was sent.
         return True
     if original.upload is not None:
         return False
+    stale = outcome.error is not None and outcome.error.reused
+    if original.unseen and outcome.answer is None:
+        # What it begins may have been begun: a batch, a video.
+        return stale
     if original.body is not None and original.place is not None:
         return True
-    stale = outcome.error is not None and outcome.error.reused
     return stale or original.method in ("GET", "HEAD")

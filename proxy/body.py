@@ -67,6 +67,8 @@ class Scan(NamedTuple):
     stream: bool
     again: tuple[tuple[int, int], ...] = ()
     """Where deeper in the body the path's model is named again, with quotes."""
+    native_fallbacks: bool = False
+    """Whether there are fallbacks of Anthropic's own."""
     is_json: bool = True
     """Whether the model stands in the body as JSON has it, or as it is."""
 
@@ -169,10 +171,13 @@ class _Ours:
     model_span = (0, 0)
     fallbacks: tuple[str, ...] = ()
     fallbacks_cut: tuple[int, int] | None = None
+    native_fallbacks = False
     native = 0
     """The byte behind the bracket that opens Anthropic's own fallbacks."""
     stream = False
     names_length = 0
+    null = 0
+    """The byte at which `model` is null: as good as none, where none must be named."""
 
     def __init__(self, body: bytes) -> None:
         self.body = body
@@ -205,8 +210,11 @@ class _Ours:
             return value
         if name == "fallbacks":
             return (yield from self._read_fallbacks(key, value))
+        if self.body.startswith(b"null", value):
+            self.null = value
+            return value
         if not self.body.startswith(b'"', value):
-            raise grammar.bad(value, "`model` is not a string", "send the name of a model in double quotes")
+            raise _no_string(value)
         end = yield from grammar.string(self.body, value)
         self.model, self.model_span = self._name(name, value, end), (value, end)
         return end
@@ -224,12 +232,13 @@ class _Ours:
             end = yield from grammar.string(body, value)
             name = self._name("fallbacks", value, end)
             if name == "default":
+                self.native_fallbacks = True
                 return end
             names.append(name)
         elif body.startswith(b"[", value):
             item = yield from grammar.blank(body, value + 1)
             if body.startswith(b"{", item):
-                self.native = value + 1
+                self.native, self.native_fallbacks = value + 1, True
                 return value
             while body.startswith(b'"', item):
                 end = yield from grammar.string(body, item)
@@ -268,6 +277,8 @@ class _Ours:
     def result(self, at: int, *, named: bool) -> Scan:
         """The scan of a body whose object closes at byte `at`."""
         if not self.model and named:
+            if self.null:
+                raise _no_string(self.null)
             raise grammar.bad(
                 at, "the object ends without a top-level `model`", "add it, the name of a model"
             )
@@ -276,7 +287,12 @@ class _Ours:
             # No comma in front: it is the first member. Behind it is a comma, or the end.
             comma = self.body.find(b",", cut[1], at)
             cut = self.keys["fallbacks"], comma + 1 if comma >= 0 else cut[1]
-        return Scan(self.model, self.model_span, self.fallbacks, cut, self.stream)
+        native = self.native_fallbacks
+        return Scan(self.model, self.model_span, self.fallbacks, cut, self.stream, native_fallbacks=native)
+
+
+def _no_string(at: int) -> ProxyError:
+    return grammar.bad(at, "`model` is not a string", "send the name of a model in double quotes")
 
 
 def _mixed(at: int) -> ProxyError:

@@ -322,7 +322,8 @@ class Handler:
         sized = not stream and not rewritten and answer.status != 204
         head = answer.fields.head(stream=stream, sized=sized)
         head.lines += relay.served_by(exchange)
-        if exchange.format.locations and served.target.provider.keys:
+        if exchange.format.locations and served.target.is_default and served.target.provider.keys:
+            # What follows an upload's beginning goes to the default provider, whatever the beginning said.
             batches.relocate(head, exchange.format.locations, request, config, route.prefix)
         if not rewritten:
             await relay.copy(answer, served.held, head, reply)

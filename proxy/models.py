@@ -176,11 +176,19 @@ async def _ask(
 
 def _read(body: bytes, listing: Listing) -> list[tuple[str, int]]:
     """Names, and when the models were made. Raises what a list raises that is none, or too long."""
-    items = orjson.loads(body)[listing.member]
+    said = orjson.loads(body)
+    # Together AI has it bare (docs.together.ai, GET /models).
+    items = said if isinstance(said, list) else said[listing.member]
     if len(items) > MOST:
         raise ValueError
-    named = ((item[listing.name].removeprefix(listing.before), item.get("created")) for item in items)
-    return [(name, _second(made)) for name, made in named if 0 < len(name) <= MAX_NAME and name.isprintable()]
+    named = [
+        (item[listing.name].removeprefix(listing.before), _second(item.get("created")))
+        for item in items
+        if isinstance(item, dict) and isinstance(item.get(listing.name), str)
+    ]
+    if items and not named:
+        raise ValueError
+    return [(name, made) for name, made in named if 0 < len(name) <= MAX_NAME and name.isprintable()]
 
 
 def _second(created: Any) -> int:

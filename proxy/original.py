@@ -32,7 +32,7 @@ class Original:
 
     __slots__ = (
         *("about_to_send", "body", "fallbacks", "format", "held", "identity", "length", "method", "model"),
-        *("once", "outgoing", "again", "path", "place", "plain", "scan", "span", "upload"),
+        *("once", "outgoing", "again", "path", "place", "plain", "scan", "span", "unseen", "upload"),
     )
 
     def __init__(self, method: str, route: Route, outgoing: headers.Outgoing) -> None:
@@ -42,6 +42,7 @@ class Original:
         self.span = route.span
         """Where in `path` a model is named, if it is."""
         self.place = route.place
+        self.unseen = route.unseen
         self.again = self.format.inner_model.get(route.operation, ())
         """Where in `body` the path's model is named again."""
         self.outgoing = outgoing

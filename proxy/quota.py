@@ -98,7 +98,9 @@ class Quota:
             return
         if _reports_nothing(exchange):
             self._warn(exchange, "no usage from %s: it is charged by the bytes that passed")
-            taken, given = exchange.bytes_in // BYTES_PER_TOKEN, exchange.bytes_out // BYTES_PER_TOKEN
+            form, operation = exchange.format, exchange.route.operation if exchange.route else ""
+            taken = 0 if operation in form.media_in else exchange.bytes_in // BYTES_PER_TOKEN
+            given = 0 if operation in form.media_out else exchange.bytes_out // BYTES_PER_TOKEN
             self._price(exchange, {"input_tokens": taken, "output_tokens": given})
             lease.charge()
         # They hold each other: a cycle.
@@ -248,6 +250,23 @@ class Lease:
     def _seen(self) -> None:
         # At once: who is killed in the next moment has charged it.
         self._quota.settle(self._exchange)
+
+
+def without_native_fallbacks(holder: Holder, plan: Plan) -> Plan:
+    """The plan for a request with fallbacks of Anthropic's own, which may name any model.
+
+    Raises `ProxyError` 403 when no target is left.
+    """
+
+    def judge(target: Target) -> Target | str:
+        access = holder.access(target.provider.name)
+        return target if access is None or access.open else "model_blocked"
+
+    narrowed = plan.narrowed(judge)
+    if not narrowed.targets:
+        why = "this virtual key may not use every model; send fallbacks as a list of names, not of objects"
+        raise _error(Refusal(403, "model_blocked", why))
+    return narrowed
 
 
 def _reports_nothing(exchange: Exchange) -> bool:

@@ -78,7 +78,12 @@ async def copy_early(answer: Answer, held: bytes, reply: Reply, exchange: Exchan
         return
     is_error = answer.status >= 400 and form.is_error_body(body)
     reply.push(form.error_event(body) if is_error else _event(error, exchange))
-    reply.end()
+    if form.in_stream is None:
+        reply.end()
+    else:
+        # What it is there may pass for the end of an answer.
+        await _flush(reply)
+        reply.abort()
 
 
 def refuse(reply: Reply, exchange: Exchange, error: ProxyError) -> None:
@@ -121,11 +126,9 @@ async def cut(reply: Reply, exchange: Exchange, error: ProxyError) -> None:
     if error.source is Source.DOWNSTREAM:
         reply.abort()
         return
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(CUT_SECONDS):
-            if reply.between_events:
-                reply.push(_event(error, exchange))
-            await reply.flush()
+    if reply.between_events:
+        reply.push(_event(error, exchange))
+    await _flush(reply)
     reply.abort()
 
 
@@ -134,6 +137,12 @@ def break_off(reply: Reply, exchange: Exchange, error: ProxyError) -> None:
     if reply.between_events:
         reply.push(_event(error, exchange))
     reply.abort()
+
+
+async def _flush(reply: Reply) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(CUT_SECONDS):
+            await reply.flush()
 
 
 def _event(error: ProxyError, exchange: Exchange) -> bytes:

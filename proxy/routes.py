@@ -81,7 +81,7 @@ class Route(NamedTuple):
     events: bool = True
     """Whether a stream is one of server-sent events."""
     unseen: bool = False
-    """Whether it begins work whose usage passes nowhere."""
+    """Whether it may use up what is told nowhere."""
 
     @property
     def model(self) -> str:
@@ -274,7 +274,7 @@ def _below(method: str, root: Root, target: bytes, ways: list[bytes]) -> Route:
     below = [read[len(root.cut) :] for read in ways if read.startswith(root.cut + b"/")]
     if method in ("GET", "HEAD") and root.lists and b"/models" in below:
         return route._replace(kind=Kind.MODELS, label="/v1/models")
-    if method == "POST" and any(map(form.unseen.fullmatch, below)):
+    if method == "POST" and not all(map(form.free_paths.fullmatch, below)):
         route = route._replace(unseen=True)
     if any(map(form.batches.fullmatch, below)):
         return route._replace(kind=Kind.BATCH, label=f"/{form.name}/batches")
@@ -282,11 +282,17 @@ def _below(method: str, root: Root, target: bytes, ways: list[bytes]) -> Route:
         found = form.read_path.fullmatch(raw) if form.read_path is not None else None
         return route._replace(span=found.span("model")) if found and _is_plain(found) else route
     path = next(filter(form.paths.__contains__, below), None)
+    unseen = any(map(form.unseen.fullmatch, below))
     if path is not None:
         operation = form.operation(path)
         events = path not in form.line_paths
         return route._replace(
-            kind=Kind.MODEL, label=operation, operation=operation, place=form.paths[path], events=events
+            kind=Kind.MODEL,
+            label=operation,
+            operation=operation,
+            place=form.paths[path],
+            events=events,
+            unseen=unseen,
         )
     if form.model_path is None or not any(map(form.model_path.fullmatch, below)):
         return route._replace(kind=Kind.HELD) if form.holds_all else route
@@ -307,6 +313,7 @@ def _below(method: str, root: Root, target: bytes, ways: list[bytes]) -> Route:
         place=known.place if known else Place.PATH,
         span=found.span("model"),
         stream=known is not None and known.stream,
+        unseen=unseen,
     )
 
 

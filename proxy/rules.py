@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 
-from . import plan, readings
+from . import plan, quota, readings
 from .access import Holder
 from .attempt import Runner
 from .config import Config, Provider
@@ -57,6 +57,8 @@ class Rules:
             chosen = _without_signature(chosen, direct=outgoing.has_credential)
         if outgoing.key_name is not None:
             chosen = plan.pinned(chosen, outgoing.key_name.decode("latin-1"))
+        if holder is not None and original.scan is not None and original.scan.native_fallbacks:
+            chosen = quota.without_native_fallbacks(holder, chosen)
         if holder is not None and later:
             chosen = self.quota.permit(holder, chosen, route, exchange)
         elif holder is not None:

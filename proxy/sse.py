@@ -31,6 +31,10 @@ _FINISHED = re.compile(
 _EVENT_END = re.compile(rb"\r\n\r\n|\n\r\n|\n\n|\r\r(?!\n)|\r\r\n")
 
 
+_COMMENTS = re.compile(rb"(?:(?::[^\r\n]*+)?+[\r\n]++)*+")
+"""Comments and empty lines."""
+
+
 class Boundary:
     """Whether a stream stands between two events. A fresh stream does."""
 
@@ -55,6 +59,13 @@ class Boundary:
 
 
 def first_event(data: bytes) -> bytes | None:
-    """The first event of `data`, its empty line included, or None while it is not whole."""
-    end = _EVENT_END.search(data)
-    return data[: end.end()] if end else None
+    """The first event of `data` with what stands before it, or None while it is not whole.
+
+    Comments are no event (WHATWG HTML, section 9.2.6): some providers send them while they wait.
+    """
+    begin = 0
+    while end := _EVENT_END.search(data, begin):
+        if not _COMMENTS.fullmatch(data, begin, end.end()):
+            return data[: end.end()]
+        begin = end.end()
+    return None

@@ -290,6 +290,7 @@ async def test_without_credentials_the_next_key_is_taken(
         default_providers=DEFAULT,
         environ=environ(),
     )
+    assert (await p.ask(sent("/bedrock/guardrail/g/version/1/apply"))).status == 200
     for before in (f"bedrock/{MODEL}:no_credentials,", ""):
         served = await p.ask(sent(f"/bedrock/model/{MODEL}/converse"))
         assert served.status == 200

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.timeout(400)
 """The packages are installed first, and are large."""
 
 KEY = b"sk-test-client"
-HOPS = ("host", "connection", "accept-encoding", "authorization", "x-api-key")
+HOPS = ("host", "connection", "accept-encoding", "authorization", "x-api-key", "api-key")
 """Fields that may differ between a request that came straight and one that came through the proxy."""
 
 FRAMEWORKS: dict[str, tuple[str, ...]] = {
@@ -67,6 +67,27 @@ def assert_verbatim(came: list[Any], straight: list[Any], field: str, credential
         assert ours.values(field) == [credential]
         assert KEY in b"".join(value for _, value in theirs.headers)
         assert KEY not in b"".join(value for _, value in ours.headers)
+
+
+async def test_langchain_and_azure(
+    run_script: RunScript, openai_upstream: StartOpenAI, proxy: StartProxy, elsewhere: str
+) -> None:
+    """It names the deployment in the path, and a model that is null in the body."""
+    straight, up = await openai_upstream(), await openai_upstream()
+    keys = [{"name": "main", "value": "env.TEST_KEY_MAIN"}]
+    p = await proxy(providers={"azure": {"base_urls": {"azure": up.url}, "keys": keys}}, default_providers={})
+    urls = (straight.url, f"http://127.0.0.1:{p.port}", f"http://127.0.0.1:{p.port}/langchain")
+    asking = [{"kind": "azure", "name": "gpt-4o-mini", "base_url": url} for url in urls]
+    seen = await run_script(
+        FRAMEWORKS["langchain"],
+        "framework_langchain",
+        json.dumps(asking),
+        HTTP_PROXY=elsewhere,
+        HTTPS_PROXY=elsewhere,
+    )
+    assert seen == seen[:1] * len(urls)
+    assert all(b'"model":null' in request.body for request in up.requests)
+    assert_verbatim(up.requests, straight.requests * 2, "api-key", b"sk-test-main")
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)

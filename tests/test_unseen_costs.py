@@ -1,4 +1,4 @@
-"""Work whose usage passes nowhere: who has a limit on tokens cannot begin it, in any wire format."""
+"""Work whose usage passes nowhere: who has a limit on tokens cannot begin it, and nobody begins it twice."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rawclient import request_head
 from running import Proxy, StartProxy, StartUpstream
-from scripted import Upstream, answer
+from scripted import Conn, Request, Upstream, answer
 
 KEYS = {"alice": "sk-bf-sk-test-alice", "bob": "sk-bf-sk-test-bob"}
 BEGUN = {
@@ -20,13 +20,66 @@ BEGUN = {
     "genai": "/genai/v1beta/models/gemini-2.5-flash:batchGenerateContent",
     "interactions": "/genai/v1beta/interactions",
     "bedrock": "/bedrock/async-invoke",
+    "another format's path": "/anthropic/v1/chat/completions",
+    "Gemini in OpenAI's format": "/genai/v1beta/openai/chat/completions",
+    "Cohere in OpenAI's format": "/cohere/compatibility/v1/chat/completions",
+    "an engine": "/openai/v1/engines/x/completions",
+    "a tuned model": "/genai/v1beta/tunedModels/x:generateContent",
+    "a session": "/anthropic/v1/sessions",
+    "a run": "/openai/v1/threads/runs",
+    "a run's next step": "/openai/v1/threads/t/runs/r/submit_tool_outputs",
+    "a call": "/v1/realtime/calls",
+    "a token": "/genai/v1alpha/auth_tokens",
+    "a secret": "/openai/v1/realtime/client_secrets",
+    "a secret at Azure": "/openai/openai/v1/realtime/client_secrets",
+    "in another spelling": "/openai/v1/files/..%2frealtime%2fclient_secrets",
+    "a video from a video": "/openai/v1/videos/edits",
+    "what comes tomorrow": "/cohere/v3/think",
 }
+FREE = (
+    "/anthropic/v1/files",
+    "/anthropic/v1/messages/batches/b/cancel",
+    "/anthropic/v1/skills/s/versions",
+    "/openai/v1/files",
+    "/openai/v1/uploads/u/parts",
+    "/openai/v1/vector_stores/v/file_batches",
+    "/openai/v1/threads",
+    "/openai/v1/threads/t/messages",
+    "/openai/v1/threads/t/runs/r/cancel",
+    "/v1/conversations/c/items",
+    "/v1/responses/r/cancel",
+    "/v1/chat/completions/c",
+    "/openai/openai/v1/files",
+    "/openai/openai/files?api-version=1",
+    "/genai/upload/v1beta/files",
+    "/genai/v1beta/cachedContents",
+    "/genai/v1beta/batches/b:cancel",
+    "/cohere/v1/datasets",
+    "/cohere/v1/embed-jobs/j/cancel",
+)
+"""What uses up nothing."""
 
 
 def providers(up: Upstream) -> dict[str, Any]:
     key = {"name": "main", "value": "env.TEST_KEY_MAIN"}
     formats = ("anthropic", "openai", "azure", "genai", "cohere", "bedrock")
     return {name: {"base_urls": {name: up.url}, "keys": [key]} for name in formats}
+
+
+async def governed(proxy: StartProxy, up: Upstream, place: Path) -> Proxy:
+    """With a key ``alice`` that has a limit on tokens, and ``bob`` that has none."""
+    grants = [{"provider": name, "allowed_models": ["*"]} for name in providers(up)]
+    limit = {"rate_limit": {"token_max_limit": 1000, "token_reset_duration": "1Y"}}
+    return await proxy(
+        providers=providers(up),
+        default_providers={},
+        store=f"sqlite:{place / 'state.db'}",
+        virtual_keys={
+            name: {"value": f"env.{name.upper()}", "provider_configs": grants, **more}
+            for name, more in {"alice": limit, "bob": {}}.items()
+        },
+        environ={name.upper(): value for name, value in KEYS.items()},
+    )
 
 
 async def asked(p: Proxy, path: str, holder: str) -> int:
@@ -46,18 +99,36 @@ async def test_who_has_a_limit_on_tokens_cannot_begin_it(
 ) -> None:
     """Nothing goes upstream; who has none may."""
     up = await upstream(answer(body=b"{}"))
-    grants = [{"provider": name, "allowed_models": ["*"]} for name in providers(up)]
-    limit = {"rate_limit": {"token_max_limit": 1000, "token_reset_duration": "1Y"}}
-    p = await proxy(
-        providers=providers(up),
-        default_providers={},
-        store=f"sqlite:{tmp_path / 'state.db'}",
-        virtual_keys={
-            name: {"value": f"env.{name.upper()}", "provider_configs": grants, **more}
-            for name, more in {"alice": limit, "bob": {}}.items()
-        },
-        environ={name.upper(): value for name, value in KEYS.items()},
-    )
-    assert await asked(p, BEGUN[what], "alice") == 403
+    p = await governed(proxy, up, tmp_path)
+    refused = await asked(p, BEGUN[what], "alice")
     assert not up.requests
+    if "%2f" in BEGUN[what]:
+        assert refused == 400
+        up.allow_unused = True
+        return
+    assert refused == 403
     assert await asked(p, BEGUN[what], "bob") == 200
+
+
+async def test_what_uses_up_nothing_is_allowed(
+    upstream: StartUpstream, proxy: StartProxy, tmp_path: Path
+) -> None:
+    """Files, and ends of what was begun."""
+    up = await upstream(*[answer(body=b"{}")] * len(FREE))
+    p = await governed(proxy, up, tmp_path)
+    assert {path: await asked(p, path, "alice") for path in FREE} == dict.fromkeys(FREE, 200)
+
+
+@pytest.mark.parametrize("what", ["genai", "a video"])
+async def test_it_is_not_begun_twice(
+    upstream: StartUpstream, proxy: StartProxy, tmp_path: Path, what: str
+) -> None:
+    """An upstream that resets when it has the request may have begun it."""
+
+    async def reset(conn: Conn, _: Request) -> None:
+        conn.reset()
+
+    up = await upstream(reset)
+    p = await governed(proxy, up, tmp_path)
+    assert await asked(p, BEGUN.get(what, "/openai/v1/videos"), "bob") == 502
+    assert len(up.requests) == 1

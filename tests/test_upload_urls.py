@@ -38,6 +38,22 @@ async def test_an_upload_goes_on_through_the_proxy(
     assert up.requests[1].header("x-goog-api-key") == b"sk-test-main"
 
 
+async def test_another_provider_s_upload_goes_on_there(upstream: StartUpstream, proxy: StartProxy) -> None:
+    """Who names the provider in a field does not name it in the requests that follow."""
+    default, other = await upstream(), await upstream(BEGUN)
+    keys = [{"name": "main", "value": "env.TEST_KEY_MAIN"}]
+    p = await proxy(
+        providers={
+            name: {"base_urls": {"genai": up.url}, "keys": keys}
+            for name, up in (("gemini", default), ("other", other))
+        },
+        default_providers={},
+    )
+    fields = [(b"Host", b"proxy.test"), (b"x-model-provider", b"other"), (b"Content-Length", b"0")]
+    begun = await p.ask(request_head("POST", "/genai/upload/v1beta/files", fields))
+    assert begun.header("x-goog-upload-url") == URL
+
+
 async def test_without_a_key_of_ours_nothing_changes(upstream: StartUpstream, proxy: StartProxy) -> None:
     """The client's own key is the provider's: it may go there."""
     up = await upstream(BEGUN)

@@ -186,6 +186,29 @@ BLOCKED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+OWN_FALLBACKS: dict[str, Any] = {
+    "objects": [{"model": "claude-opus-4-8"}],
+    "the provider's choice": "default",
+}
+
+
+@pytest.mark.parametrize("what", OWN_FALLBACKS)
+async def test_a_provider_s_own_fallbacks_are_for_who_may_use_every_model(
+    upstream: StartUpstream, proxy: StartProxy, what: str
+) -> None:
+    """The provider alone reads them; names of ours are checked like the model."""
+    up, own = await upstream(GOOD), OWN_FALLBACKS[what]
+    grants = [{"provider": "anthropic", "allowed_models": ["claude-2"]}]
+    p = await proxy(keyed(up, "main"), **holding(provider_configs=grants))
+    response = await ask(p, CARRIERS["x-bf-vk"], fallbacks=own)
+    assert (response.status, up.connections) == (403, 0)
+    assert said(response).startswith("model_blocked: ")
+    assert (await ask(p, CARRIERS["x-bf-vk"], fallbacks=["anthropic/claude-3"])).status == 200
+    up.then(GOOD)
+    p = await proxy(keyed(up, "main"), **holding())
+    assert (await ask(p, CARRIERS["x-bf-vk"], fallbacks=own)).status == 200
+
+
 @pytest.mark.parametrize("why", BLOCKED)
 async def test_what_a_key_does_not_allow_is_a_403(
     upstream: StartUpstream, proxy: StartProxy, why: str
@@ -290,4 +313,4 @@ async def test_a_refused_provider_key_does_not_blame_the_client(
     p = await proxy(keyed(up, "main"), **holding())
     response = await ask(p, CARRIERS["x-api-key"])
     assert response.status == 502
-    assert said(response).startswith("upstream_credentials_exhausted: anthropic refuses")
+    assert said(response).startswith("upstream_credentials_exhausted: anthropic takes none of the keys")

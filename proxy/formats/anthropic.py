@@ -90,7 +90,10 @@ ANTHROPIC = Format(
     ),
     listing=Listing(b"/v1/models?limit=1000", "data", "id", fields=((b"anthropic-version", b"2023-06-01"),)),
     batches=re.compile(rb"/v1/messages/batches(/[^/]+(/cancel)?)?"),
-    unseen=re.compile(rb"/v1/messages/batches"),
+    free_paths=re.compile(
+        rb"/v1/((files|skills|agents|environments|memory_stores|user_profiles|vaults)(/.*)?"
+        rb"|messages/batches/[^/]+/cancel|(sessions|deployments|dreams)/[^/]+/(archive|cancel|pause))"
+    ),
     free=frozenset(("/anthropic/v1/messages/count_tokens",)),
     pending=MappingProxyType(
         {

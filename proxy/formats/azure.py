@@ -4,6 +4,7 @@ Facts
   - A base URL is a resource, ``https://NAME.openai.azure.com``; the SDK puts ``/openai`` behind it.
   - A deployment stands in the path, ``/openai/deployments/{deployment}/chat/completions?api-version=…``, and
     the SDK leaves ``model`` in the body as it is, where it names the same (openai-python, ``lib/azure.py``).
+  - ``extensions/chat/completions`` is one of a deployment's own (Azure OpenAI On Your Data, REST reference).
   - Other paths, those of the v1 API, ``/openai/v1/…``, too, have it in the body (Microsoft Learn, API
     versions).
 """
@@ -15,12 +16,18 @@ import re
 from types import MappingProxyType
 
 from .format import Listing, Method, Place
-from .openai import OPENAI, PATHS, UNSEEN
+from .openai import FREE, MEDIA_IN, MEDIA_OUT, OPENAI, PATHS, UNSEEN
 
 _METHODS = {
     path[1:]: Method(path[1:].decode(), place=Place.FORM if place is Place.FORM else Place.PATH)
-    for path, place in PATHS.items()
+    for path, place in (*PATHS.items(), (b"/extensions/chat/completions", Place.PATH))
 }
+
+
+def _operations(*paths: str) -> frozenset[str]:
+    begins = ("/openai", "/openai/v1", "/openai/deployments/{model}")
+    return frozenset(f"/azure{begin}{path}" for begin in begins for path in paths)
+
 
 AZURE = dataclasses.replace(
     OPENAI,
@@ -41,10 +48,9 @@ AZURE = dataclasses.replace(
     read_path=None,
     listing=Listing(b"/openai/v1/models", "data", "id"),
     unseen=re.compile(rb"/openai(/v1)?" + UNSEEN),
-    free=frozenset(
-        f"/azure{begin}{path}"
-        for begin in ("/openai", "/openai/v1", "/openai/deployments/{model}")
-        for path in ("/responses/input_tokens", "/moderations")
-    ),
+    free_paths=re.compile(rb"/openai(/v1)?" + FREE),
+    free=_operations("/responses/input_tokens", "/moderations"),
+    media_in=_operations(*MEDIA_IN),
+    media_out=_operations(*MEDIA_OUT),
     pending=MappingProxyType({}),
 )

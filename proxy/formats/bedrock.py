@@ -117,7 +117,7 @@ BEDROCK = Format(
     is_error=re.compile(rb":message-type\x07\x00(?:\x09exception|\x05error)"),
     event=None,
     ping=b"",
-    unseen=re.compile(rb"/async-invoke|/model-invocation-jobs?"),
+    free_paths=re.compile(rb"/model-invocation-job/[^/]+/stop"),
     free=frozenset(("/bedrock/model/{model}/count-tokens",)),
     usage=shape(
         b'"usage"',

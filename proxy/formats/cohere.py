@@ -56,7 +56,10 @@ COHERE = Format(
     event=ERROR_EVENT,
     ping=COMMENT_PING,
     usage=shape(b'"billed_units"', "input_tokens output_tokens", dict),
-    unseen=re.compile(rb"/v2/batches|/v1/(embed-jobs|finetuning/finetuned-models)"),
+    free_paths=re.compile(
+        rb"/v1/(datasets|check-api-key|connectors(/.*)?|embed-jobs/[^/]+/cancel)|/v2/batches/[^/]+(:|%3a)cancel"
+    ),
+    media_in=frozenset(("/cohere/v2/audio/transcriptions",)),
     free=frozenset(("/cohere/v1/tokenize", "/cohere/v1/detokenize")),
     listing=Listing(b"/v1/models?page_size=1000", "models", "name"),
 )

@@ -87,6 +87,8 @@ class Format:
     """The first event of a stream, of which so much is there; None while it is not whole."""
     is_error: re.Pattern[bytes]
     """What is found in the event of a stream if it is an error."""
+    refused_key: re.Pattern[bytes] | None = None
+    """What is found in an answer of status 400 if it refuses the key."""
     in_stream: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     """What the JSON of an error becomes in a stream; None: it is the same there."""
     event: tuple[bytes, bytes] | None
@@ -128,9 +130,16 @@ class Format:
     batches: re.Pattern[bytes] = re.compile(rb"(?!)")
     """The paths whose answers name the provider's host in ``results_url``."""
     unseen: re.Pattern[bytes] = re.compile(rb"(?!)")
-    """POST paths, in lower case, that begin work whose usage passes nowhere: batches and their like."""
+    """POST paths, in lower case, that name a model, and begin work whose usage passes nowhere."""
+    free_paths: re.Pattern[bytes] = re.compile(rb"(?!)")
+    """POST paths, in lower case, that name no model and use up nothing: they keep, change or end something.
+    The usage of any other one that names no model is taken to pass nowhere."""
     free: frozenset[str] = frozenset()
     """Operations whose answers report no usage because they cost nothing."""
+    media_in: frozenset[str] = frozenset()
+    """Operations whose requests are sound or pictures, mostly: their bytes say nothing of tokens."""
+    media_out: frozenset[str] = frozenset()
+    """Operations whose answers are."""
     pending: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: NOTHING)
     """By operation: what a client gets, beside ``id`` and ``model``, for a job that is not over."""
 
@@ -162,6 +171,17 @@ class Format:
             return False
         return isinstance(parsed, dict) and self.error_member in parsed
 
+    def is_error_event(self, event: bytes) -> bool:
+        """Whether the first event of a stream is an error."""
+        if self.is_error.search(event):
+            return True
+        # Some providers put other members in front.
+        try:
+            parsed = orjson.loads(b"\n".join(_DATA.findall(event)))
+        except orjson.JSONDecodeError:
+            return False
+        return isinstance(parsed, dict) and bool(parsed.get("error"))
+
     def error_event(self, data: bytes) -> bytes:
         """An event of a stream around the JSON `data` of an error; line ends in it are white space."""
         if self.event is None:
@@ -186,6 +206,14 @@ def with_cache(whole: int, output: int, read: int | None, written: int | None) -
             normal["input_tokens"] -= normal[name]
     return normal
 
+
+_DATA = re.compile(rb"(?m)^data:[ ]?([^\r\n]*)")
+
+REFUSED_KEY = re.compile(
+    # Google says the first (google.rpc.ErrorInfo of googleapis.com), xAI the second. With its quotes it is
+    # no echo: in a text they would be escaped.
+    rb'"reason"\s*:\s*"API_KEY_(INVALID|EXPIRED)"|"error"\s*:\s*"Incorrect API key provided'
+)
 
 NAMED_ERROR = re.compile(rb"(^|[\r\n])event:[ ]?error[ ]*[\r\n]")
 """An event that is called ``error``."""

@@ -10,6 +10,7 @@ Facts
     (ai.google.dev, Files API). Who knows that needs no key, and SDKs send none.
   - An error is ``{"error":{"code":S,"message":M,"status":C}}``, and ``C`` a canonical code (google.rpc.Code,
     AIP-193).
+  - A bad key is answered 400, with ``reason`` ``API_KEY_INVALID`` (google.rpc.ErrorInfo).
   - The official SDK fails on pings and on comments; an empty line is all that it ignores.
   - ``usageMetadata`` is in every chunk, and cumulative. ``cachedContentTokenCount`` is a part of
     ``promptTokenCount``; thoughts and tool results are in neither of the two main counts (UsageMetadata).
@@ -25,7 +26,7 @@ from typing import Any
 from proxy.errors import ProxyError
 from proxy.usage import shape
 
-from .format import Format, Listing, Method, Place, text, with_cache
+from .format import REFUSED_KEY, Format, Listing, Method, Place, text, with_cache
 
 _STATUSES = {
     400: "INVALID_ARGUMENT",
@@ -108,6 +109,7 @@ GENAI = Format(
     request_id=b"x-request-id",
     error=_error,
     is_error=re.compile(rb'(^|[\r\n])data:[ ]?\{\s*"error"\s*:'),
+    refused_key=REFUSED_KEY,
     event=(b"data: ", b"\r\n\r\n"),
     ping=b"\n",
     usage=shape(
@@ -118,9 +120,14 @@ GENAI = Format(
     ),
     # The usage of an interaction has a name and a shape of its own, which nobody looks for.
     unseen=re.compile(
-        rb"/[^/]+/(tunedmodels|interactions"
+        rb"/[^/]+/(interactions"
         rb"|models/.+(:|%3a)(batchgeneratecontent|asyncbatchembedcontent|predictlongrunning))"
     ),
+    free_paths=re.compile(
+        rb"(/upload)?/[^/]+/(files|filesearchstores)([:/].*)?"
+        rb"|/[^/]+/(cachedcontents|batches/[^/]+(:|%3a)cancel)"
+    ),
+    media_out=frozenset(("/genai/models/{model}:predict",)),
     free=frozenset(("/genai/models/{model}:countTokens",)),
     listing=Listing(b"/v1beta/models?pageSize=1000", "models", "name", before="models/"),
 )

@@ -7,7 +7,8 @@ Facts
   - ``/responses``, ``/images/*`` and ``/moderations`` need no model (API reference).
   - ``usage`` is an object in a whole answer and in the last chunk of a stream, and null before.
     ``cached_tokens`` and ``cache_write_tokens`` are parts of the input (API reference: chat, Responses).
-  - ``/rerank`` and ``/ocr`` are not OpenAI's; providers that are else compatible have them (vLLM, Mistral).
+  - ``/rerank``, ``/ocr`` and their like are not OpenAI's; providers that are else compatible have them: vLLM
+    (OpenAI-compatible server), Mistral (API reference).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 from proxy.errors import ProxyError
 from proxy.usage import shape
 
-from .format import COMMENT_PING, ERROR_EVENT, Format, Listing, Place, text, with_cache
+from .format import COMMENT_PING, ERROR_EVENT, REFUSED_KEY, Format, Listing, Place, text, with_cache
 
 _TYPES = {
     401: "authentication_error",
@@ -40,7 +41,9 @@ PATHS = MappingProxyType(
         **dict.fromkeys(
             (
                 *(b"/chat/completions", b"/completions", b"/embeddings", b"/audio/speech"),
-                *(b"/responses/compact", b"/decisions", b"/rerank", b"/ocr"),
+                *(b"/responses/compact", b"/decisions", b"/rerank", b"/ocr", b"/score", b"/pooling"),
+                *(b"/classify", b"/fim/completions", b"/classifications"),
+                *(b"/chat/moderations", b"/chat/classifications"),
             ),
             Place.BODY,
         ),
@@ -58,8 +61,16 @@ PATHS = MappingProxyType(
 )
 
 
-UNSEEN = rb"/(batches|fine_tuning/jobs|videos(/[^/]+/remix)?|threads(/[^/]+)?/runs|evals/[^/]+/runs)"
+UNSEEN = rb"/videos"
 """What is begun here and paid for later."""
+
+FREE = (
+    rb"/((files|uploads|vector_stores|conversations|assistants|containers|skills)(/.*)?"
+    rb"|threads(/[^/]+(/messages(/[^/]+)?)?)?(?<!threads/runs)|threads/[^/]+/runs/[^/]+(/cancel)?"
+    rb"|evals(/[^/]+)?|evals/[^/]+/runs/[^/]+|chat/completions/[^/]+"
+    rb"|(responses|batches|fine_tuning/jobs)/[^/]+/(cancel|pause)"
+    rb"|realtime/calls/[^/]+/(hangup|refer|reject))"
+)
 
 
 def _error(error: ProxyError, _: str) -> dict[str, Any]:
@@ -82,6 +93,12 @@ def _normal(found: Mapping[str, int]) -> dict[str, int]:
     return normal
 
 
+IMAGES_IN = ("/images/edits", "/images/variations")
+
+MEDIA_IN = ("/audio/transcriptions", "/audio/translations", *IMAGES_IN)
+
+MEDIA_OUT = ("/audio/speech", "/images/generations", *IMAGES_IN)
+
 OPENAI = Format(
     name="openai",
     roots=((b"/openai/", b"/openai"), (b"/openai/v1/", b"/openai/v1")),
@@ -91,6 +108,7 @@ OPENAI = Format(
     request_id=b"x-request-id",
     error=_error,
     is_error=_IS_ERROR,
+    refused_key=REFUSED_KEY,
     event=ERROR_EVENT,
     ping=COMMENT_PING,
     usage=shape(
@@ -102,7 +120,10 @@ OPENAI = Format(
     read_path=re.compile(rb"/models/(?P<model>.+)"),
     listing=Listing(b"/models", "data", "id", before="models/"),
     unseen=re.compile(UNSEEN),
+    free_paths=re.compile(FREE),
     free=frozenset(("/openai/v1/responses/input_tokens", "/openai/v1/moderations")),
+    media_in=frozenset(f"/openai/v1{path}" for path in MEDIA_IN),
+    media_out=frozenset(f"/openai/v1{path}" for path in MEDIA_OUT),
     pending=MappingProxyType(
         {
             "/openai/v1/chat/completions": {"object": "chat.completion", "created": 0, "choices": []},

@@ -1,4 +1,4 @@
-"""LangChain's models of OpenAI and Anthropic; prints one JSON list. Argument: a JSON list of models.
+"""LangChain's models of OpenAI, Azure and Anthropic; prints one JSON list. Argument: a JSON list of models.
 
 A model has a class, a name and a base URL.
 """
@@ -7,7 +7,7 @@ import json
 import sys
 
 from langchain_anthropic import ChatAnthropic
-from langchain_openai import ChatOpenAI
+from langchain_openai import AzureChatOpenAI, ChatOpenAI
 
 SAID = "Sag »grüß Gott« 🙂, please"
 
@@ -19,6 +19,9 @@ def made(kind, name, base_url):
             return ChatOpenAI(**more)
         case "responses":
             return ChatOpenAI(**more, use_responses_api=True)
+        case "azure":
+            more = {"azure_deployment": name, "azure_endpoint": base_url, "api_key": "sk-test-client"}
+            return AzureChatOpenAI(**more, api_version="2025-04-01-preview", max_retries=0)
         case "anthropic":
             return ChatAnthropic(**more, max_tokens=64)
 
