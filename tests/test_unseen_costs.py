@@ -34,6 +34,7 @@ BEGUN = {
     "a secret at Azure": "/openai/openai/v1/realtime/client_secrets",
     "in another spelling": "/openai/v1/files/..%2frealtime%2fclient_secrets",
     "a video from a video": "/openai/v1/videos/edits",
+    "a container": "/openai/v1/containers",
     "what comes tomorrow": "/cohere/v3/think",
 }
 FREE = (
@@ -43,6 +44,7 @@ FREE = (
     "/openai/v1/files",
     "/openai/v1/uploads/u/parts",
     "/openai/v1/vector_stores/v/file_batches",
+    "/openai/v1/containers/c/files",
     "/openai/v1/threads",
     "/openai/v1/threads/t/messages",
     "/openai/v1/threads/t/runs/r/cancel",

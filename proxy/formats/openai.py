@@ -65,7 +65,7 @@ UNSEEN = rb"/videos"
 """What is begun here and paid for later."""
 
 FREE = (
-    rb"/((files|uploads|vector_stores|conversations|assistants|containers|skills)(/.*)?"
+    rb"/((files|uploads|vector_stores|conversations|assistants|skills)(/.*)?|containers/[^/]+/files"
     rb"|threads(/[^/]+(/messages(/[^/]+)?)?)?(?<!threads/runs)|threads/[^/]+/runs/[^/]+(/cancel)?"
     rb"|evals(/[^/]+)?|evals/[^/]+/runs/[^/]+|chat/completions/[^/]+"
     rb"|(responses|batches|fine_tuning/jobs)/[^/]+/(cancel|pause)"
