@@ -20,11 +20,19 @@ import running
 import scripted
 import trustme
 from environments import installed, run_script
+from hypothesis import HealthCheck, settings
+from lateness import machine
 from running import LogText, Provider, Proxy, StartProxy, StartUpstream
 from scripted import Upstream
 from secrecy import pytest_runtest_makereport
 
-__all__ = ["installed", "pytest_runtest_makereport", "run_script"]
+__all__ = ["installed", "machine", "pytest_runtest_makereport", "run_script"]
+
+
+def pytest_configure() -> None:
+    """An example of hypothesis may take as long as it likes: a slow machine is no fault of what is tested."""
+    settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("patient")
 
 
 @pytest.fixture

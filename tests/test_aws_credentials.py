@@ -96,7 +96,7 @@ async def refused(signer: Signer, asked: Key | None = None) -> str:
     with pytest.raises(ProxyError) as caught:
         await signer.sign(asked or key(name="the key"), request())
     error = caught.value
-    assert (error.status, error.source, error.event) == (502, Source.UPSTREAM, "connect")
+    assert (error.status, error.source, error.event) == (502, Source.UPSTREAM, "401")
     assert "sk-test" not in error.message
     assert "Whoever runs the proxy must look" in error.message
     return error.message
@@ -202,6 +202,7 @@ async def test_none_are_looked_for_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: None
 ) -> None:
     """Not at once, so that nobody waits for what just failed; but then they are."""
+    monkeypatch.setattr(signing, "RETRY_SECONDS", 60.0)
     (tmp_path / "credentials").rename(tmp_path / "elsewhere")
     signer = Signer()
     await refused(signer)
@@ -320,6 +321,8 @@ async def test_role_of_a_machine(upstream: StartUpstream, monkeypatch: pytest.Mo
     )
     monkeypatch.delenv("AWS_EC2_METADATA_DISABLED")
     monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", service.url)
+    # It is 1 s, which a slow machine may take.
+    monkeypatch.setenv("AWS_METADATA_SERVICE_TIMEOUT", "30")
     assert (await signed(Signer())).access_key == SECOND.access_key
     assert [(each.method, each.target) for each in service.requests] == [
         ("PUT", b"/latest/api/token"),

@@ -65,13 +65,13 @@ class Reports:
         self._chance = random.Random(5)
         self.made = 0
         """Pico-dollars that were reported."""
-        self._last: dict[Call, int] = {}
-        """What the last answer on a connection has reported."""
+        self._last: dict[Call, list[int]] = {}
+        """What the last answer on a connection has reported, each report by itself."""
 
     async def provide(self, call: Call, body: bytes) -> None:
         tokens, words = self._chance.randrange(1, 500), self._chance.randrange(1, 100)
         cost = tokens * INPUT + words * OUTPUT
-        self._last[call] = 0
+        self._last[call] = []
         if b'"stream":true' in body:
             start = {
                 "type": "message_start",
@@ -92,13 +92,18 @@ class Reports:
         if is_gone(call):
             raise ConnectionResetError
         self.made += cost
-        self._last[call] += cost
+        self._last[call].append(cost)
         await call.send(data)
 
     @property
-    def unread(self) -> int:
-        """Pico-dollars that nobody has read: those of the last answers on connections that were reset."""
-        return sum(cost for call, cost in self._last.items() if call.was_reset)
+    def unread(self) -> tuple[int, int]:
+        """Pico-dollars that nobody has read, at least and at most.
+
+        Of the last answer on a connection that was reset the last report was not read; those before it may
+        have been, and on a slow machine they often were.
+        """
+        lost = [costs for call, costs in self._last.items() if call.was_reset and costs]
+        return sum(costs[-1] for costs in lost), sum(map(sum, lost))
 
 
 def is_gone(call: Call) -> bool:
@@ -189,13 +194,12 @@ async def test_kills_charge_what_was_reported_to_the_cent(
     reports, lost = await run(tmp_path, backend.url, 10_000, kills, signal.SIGKILL)
     counters = await backend.counters()
     cost = counters["team/red cost"]
-    read = reports.made - reports.unread
+    least, most = reports.unread
     print(
         f"\n{kills} kills, {lost} requests lost: reported ${reports.made / 1e12:.6f}, of which nobody read"
-        f" ${reports.unread / 1e12:.6f}; charged ${cost / 1e12:.6f}, off by ${(cost - read) / 1e12:.6f}"
+        f" ${least / 1e12:.6f} to ${most / 1e12:.6f}; charged ${cost / 1e12:.6f}"
     )
     assert lost > kills
-    assert cost <= reports.made
-    assert abs(cost - read) < CENT
+    assert reports.made - most - CENT < cost <= reports.made - least
     assert reports.made > 100 * CENT
     assert journals(tmp_path) == []

@@ -40,8 +40,14 @@ class Paper(io.StringIO):
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A show with shorter silences and slower words, where their length is not what is tested."""
     monkeypatch.setattr(demo, "PING_INTERVAL", 0.1)
-    monkeypatch.setattr(demo, "SILENCE", 0.25)
+    # Several pings long: one that comes late, on a slow machine, does not count.
+    monkeypatch.setattr(demo, "SILENCE", 0.5)
     monkeypatch.setattr(demo, "INTERVAL", 0.03)
+
+
+def words_of(text: str) -> str:
+    """The answers without the pings in between, of which a slow machine has more than are planned."""
+    return re.sub(r"\n   [·?] ping [·?] after [0-9.]+ s of silence\n   > ", " ", text)
 
 
 async def test_the_show() -> None:
@@ -49,14 +55,14 @@ async def test_the_show() -> None:
     out = Paper()
     assert await demo.run("127.0.0.1:0", True, out) == 0
     text = out.getvalue()
-    assert "You said “What becomes of me when a provider is overloaded?”" in text
-    assert "Yours verbatim, backup." in text
+    assert "You said “What becomes of me when a provider is overloaded?”" in words_of(text)
+    assert "Yours verbatim, backup." in words_of(text)
     assert "a fallback: demo/demo-overloaded answered 529, then backup/claude-2 answered 200\n" in text
     assert "x-bifrost-provider: backup\n" in text
     assert "x-bifrost-fallback-index: 1\n" in text
     assert "x-bifrost-attempts: demo/demo-overloaded:529,backup/claude-2:200\n" in text
-    assert re.search(r"· ping · after 0\.\d s of silence\n", text)
-    assert "Yours verbatim, demo." in text
+    assert re.search(r"· ping · after \d+\.\d s of silence\n", text)
+    assert "Yours verbatim, demo." in words_of(text)
     assert re.search(r"usage: \d+ input_tokens, \d+ output_tokens\n", text)
     assert len(re.findall(r"first token after \d\.\d+ s, \d+ tokens in \d\.\d+ s\n", text)) == 3
     assert "then backup/claude-haiku-4-5 answered 200\n" in text
@@ -100,7 +106,7 @@ async def test_a_narrow_encoding() -> None:
     raw = io.BytesIO()
     out = io.TextIOWrapper(raw, encoding="ascii")
     assert await demo.run("127.0.0.1:0", True, out) == 0
-    assert b"You said ?What becomes of me" in raw.getvalue()
+    assert "You said ?What becomes of me" in words_of(raw.getvalue().decode("ascii"))
 
 
 async def test_a_port_that_is_taken() -> None:
@@ -156,6 +162,9 @@ async def test_what_did_not_happen_is_said(
     config = demo._CONFIG.replace(written, instead)
     assert config != demo._CONFIG
     monkeypatch.setattr(demo, "_CONFIG", config)
+    if missing == "no ping":
+        # Nor is the provider's own, behind its head, taken for one when it comes late.
+        monkeypatch.setattr(demo, "PING_INTERVAL", 60.0)
     out = Paper()
     assert await demo.run("127.0.0.1:0", True, out) == 1
     assert out.getvalue().endswith(f"\nverbatim-proxy demo: this did not happen: {missing}\n")

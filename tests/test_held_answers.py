@@ -12,6 +12,7 @@ import json
 import random
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -143,8 +144,11 @@ async def test_a_retry_that_is_lost_does_not_lose_the_answer(
     step, event = NO_ANSWER[how]
     up = await upstream(closing(OVERLOADED), raw(step))
     backup = await upstream(*[refusal(503)] * 2 * fallback)
+    # Only silence may meet the timer, however slow the machine is.
+    first_byte = 1.0 if how == "silence" else 60
     p = await proxy(
-        providers={"anthropic": up, "backup": backup}, network={"max_retries": 1, "first_byte_timeout": 0.3}
+        providers={"anthropic": up, "backup": backup},
+        network={"max_retries": 1, "first_byte_timeout": first_byte},
     )
     response = await p.post(MESSAGES, asked(fallbacks=TO_BACKUP if fallback else None))
     _, _, body = OVERLOADED.partition(b"\r\n\r\n")
@@ -180,7 +184,7 @@ async def test_a_held_answer_has_the_time_that_the_plan_takes(
 
     async def late_body(conn: Conn, _: Request) -> None:
         await conn.send(head(529, [JSON_TYPE, (b"Content-Length", b"10")]) + b"hello")
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(1.2)
         await conn.send(b"world")
         came.set()
         await conn.gone()
@@ -190,7 +194,7 @@ async def test_a_held_answer_has_the_time_that_the_plan_takes(
         await conn.send(refusal(500))
 
     up, backup = await upstream(late_body), await upstream(later_still)
-    p = await proxy(providers={"anthropic": up, "backup": backup}, network={**ONCE, "idle_timeout": 0.2})
+    p = await proxy(providers={"anthropic": up, "backup": backup}, network={**ONCE, "idle_timeout": 0.6})
     response = await p.post(MESSAGES, asked(fallbacks=TO_BACKUP))
     assert (response.status, response.body, response.complete) == (529, b"helloworld", True)
     assert (await p.line())["ending"] == "--"
@@ -282,7 +286,7 @@ async def test_an_answer_is_let_go_when_its_retry_answers(upstream: StartUpstrea
 
 
 async def test_a_dribbled_first_event_is_held_for_one_interval_in_all(
-    upstream: StartUpstream, proxy: StartProxy
+    upstream: StartUpstream, proxy: StartProxy, machine: Callable[[], float]
 ) -> None:
     """A byte now and then does not start the time anew: the head and what there is go down."""
     seen = asyncio.Event()
@@ -299,11 +303,11 @@ async def test_a_dribbled_first_event_is_held_for_one_interval_in_all(
 
     up, backup = await upstream(dribbles), await upstream()
     p = await proxy(providers={"anthropic": up, "backup": backup}, ping_interval=0.2)
-    client = await ask(p, TO_BACKUP)
     clock = asyncio.get_running_loop().time
     started = clock()
+    client = await ask(p, TO_BACKUP)
     response = await client.head()
-    assert 0.1 < clock() - started < 2
+    assert 0.1 < clock() - started < 2 + machine()
     assert response.status == 200
     await client.read_until(FIRST[:3])
     seen.set()
@@ -403,7 +407,7 @@ async def test_no_request_is_sent_after_an_early_commit(upstream: StartUpstream,
         await conn.send(rest)
 
     up, backup = await upstream(in_two_parts), await upstream()
-    network = {"max_retries": 3, "retry_backoff_initial": 0.3, "retry_backoff_max": 0.5}
+    network = {"max_retries": 3, "retry_backoff_initial": 1, "retry_backoff_max": 1}
     p = await proxy(
         providers={"anthropic": up, "backup": backup},
         early_stream_after=EARLY,
@@ -467,7 +471,7 @@ async def test_no_ping_comes_into_what_was_held(upstream: StartUpstream, proxy: 
     p = await proxy(
         providers={"anthropic": up, "backup": keyed(backup, "main")},
         early_stream_after=EARLY,
-        ping_interval=0.1,
+        ping_interval=0.4,
     )
     client = await ask(p, TO_BACKUP)
     assert (await client.head()).header("cache-control") == b"no-cache"
@@ -476,7 +480,7 @@ async def test_no_ping_comes_into_what_was_held(upstream: StartUpstream, proxy: 
     clock = await p.connect()
     await clock.send(post(MESSAGES, asked("backup/claude-2", stream=True)))
     await clock.head()
-    for _ in range(3):
+    for _ in range(2):
         await clock.read_until(PING)
     assert client.received == before + half
     go_on.set()

@@ -15,7 +15,7 @@ import random
 import re
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import crowd
@@ -124,7 +124,9 @@ async def test_a_thousand_jobs_under_kills(tmp_path: Path, backend: Backend) -> 
 
 
 @pytest.mark.timeout(180)
-async def test_a_dead_workers_jobs_are_settled_within_30_s(tmp_path: Path, backend: Backend) -> None:
+async def test_a_dead_workers_jobs_are_settled_within_30_s(
+    tmp_path: Path, backend: Backend, machine: Callable[[], float]
+) -> None:
     """With the real times: what was sent has failed then, and its worker is forgotten."""
 
     async def never(call: Call, _: bytes) -> None:
@@ -141,15 +143,15 @@ async def test_a_dead_workers_jobs_are_settled_within_30_s(tmp_path: Path, backe
         await service.start()
         await crowd.until(lambda: provider.asked.total() == CONCURRENT + 1, "the job that waited")
         dying.signal(signal.SIGKILL)
-        killed = clock()
+        killed, late = clock(), machine()
         await dying.ended()
         states = Counter([state(await client.poll(id)) for id in ids if id])
         assert states == {"processing": CONCURRENT + 1}
         for id in ids[:CONCURRENT]:
             assert is_interrupted(await client.over(id or b""))
-        settled = clock() - killed
-        print(f"\nsettled {settled:.1f} s after the kill")
-        assert settled < 30
+        settled, late = clock() - killed, machine() - late
+        print(f"\nsettled {settled:.1f} s after the kill; this process was late by {late:.1f} s meanwhile")
+        assert settled < 30 + late
         assert state(await client.poll(ids[-1] or b"")) == "processing"
         assert max(provider.asked.values()) == 1
         client.close()

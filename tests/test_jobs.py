@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 from backends import Backend, backend
-from rawclient import Response, asked, get, post, request_head
+from rawclient import PATIENCE, Response, asked, get, post, request_head
 from running import Proxy, StartProxy, StartUpstream, keyed
 from scripted import JSON_TYPE, MESSAGE, Conn, answer, raw, refusal
 
+from proxy import dispatcher
 from proxy.job import Bounds, Job
 
 __all__ = ["backend"]
@@ -478,15 +479,12 @@ async def test_a_job_has_fallbacks_and_retries(
     assert response.header("x-bifrost-fallback-index") == b"1"
     assert backup.requests[0].header("x-api-key") == b"sk-test-second"
     assert json.loads(backup.requests[0].body)["model"] == "claude-3"
-    for line in [await p.line() for _ in range(2)]:
-        if line["attempts"]:
-            assert (line["status"], line["ending"], line["usage"]["output_tokens"]) == (200, "--", 6)
-            assert line["attempts"] == [
-                "anthropic/claude-2:529",
-                "anthropic/claude-2:529",
-                "backup/claude-3:200",
-            ]
-        assert line["job"] == id.decode()
+    await p.stop()
+    assert {line["job"] for line in p.lines} == {id.decode()}
+    # The others are those of its submit and of its polls.
+    (line,) = [line for line in p.lines if line["attempts"]]
+    assert (line["status"], line["ending"], line["usage"]["output_tokens"]) == (200, "--", 6)
+    assert line["attempts"] == ["anthropic/claude-2:529", "anthropic/claude-2:529", "backup/claude-3:200"]
 
 
 async def test_a_compressed_result_stays_as_it_came(
@@ -568,9 +566,15 @@ async def test_a_full_queue_says_when_to_come_again(
 
 @pytest.mark.parametrize("form", ["native", "unified"])
 async def test_a_job_can_be_cancelled(
-    backend: Backend, upstream: StartUpstream, proxy: StartProxy, form: str
+    backend: Backend,
+    upstream: StartUpstream,
+    proxy: StartProxy,
+    monkeypatch: pytest.MonkeyPatch,
+    form: str,
 ) -> None:
     """Upstream's connection closes at once, and the job is gone."""
+    # What nobody looks for is not found later.
+    monkeypatch.setattr(dispatcher, "LOOK_SECONDS", 3600.0)
     left = asyncio.Event()
 
     async def hangs(conn: Conn) -> None:
@@ -594,7 +598,7 @@ async def test_a_job_can_be_cancelled(
         assert response.status == 200
         assert json.loads(response.body) == {"id": id.decode(), "deleted": True, "status": "cancelled"}
         assert (await poll(p, id)).status == (await delete(id)).status == 404
-    async with asyncio.timeout(0.5):
+    async with asyncio.timeout(PATIENCE):
         await left.wait()
     assert len(up.requests) == 1
 
@@ -618,6 +622,7 @@ async def test_a_result_expires(backend: Backend, upstream: StartUpstream, proxy
         jobs={"result_ttl": 100, "max_result_ttl": 1000},
     )
     ttl = b"x-bf-async-job-result-ttl"
+    began = time.time()
     lasting = {
         100: await submit(p),
         30: await submit(p, fields=[(ttl, b"30")]),
@@ -627,11 +632,11 @@ async def test_a_result_expires(backend: Backend, upstream: StartUpstream, proxy
         assert (await over(p, id)).status == 200
     assert p.server._handler is not None
     jobs = p.server._handler._jobs
-    now = time.time()
+    ended = time.time()
     for seconds, id in lasting.items():
-        jobs._clock = lambda at=now + seconds - 5: at
+        jobs._clock = lambda at=began + seconds - 1: at
         assert (await poll(p, id)).status == 200
-        jobs._clock = lambda at=now + seconds + 5: at
+        jobs._clock = lambda at=ended + seconds + 1: at
         assert (await poll(p, id)).status == 404
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from rawclient import Client, asked, get, post
+from rawclient import PATIENCE, Client, asked, get, post
 from running import Proxy, StartProxy, StartUpstream
 from scripted import (
     COMPLETION_EVENTS,
@@ -128,9 +128,16 @@ async def test_a_ping_comes_between_events(
     up = await upstream(silent_after(stream_head(), *(chunk(piece) for piece in pieces if piece)))
     client = await ask(await proxy(up, ping_interval=SHORT))
     await client.head()
-    seen = await client.read_until(PING)
-    assert seen.endswith(data + PING)
-    assert seen.replace(PING, b"") == data
+    seen = b""
+    async with asyncio.timeout(PATIENCE):
+        while len(seen.replace(PING, b"")) < len(data):
+            seen += await client.read_until(PING)
+    # On a slow machine there may be others before it, at other places between two events.
+    begun = b""
+    for part in seen.split(PING)[:-1]:
+        begun += part
+        assert not begun or begun.endswith((b"\n\n", b"\r\r", b"\n\r\n")), seen
+    assert begun == data
 
 
 @pytest.mark.parametrize(
@@ -189,7 +196,7 @@ async def test_the_interval_is_counted_from_the_last_byte_downstream(
     upstream: StartUpstream, proxy: StartProxy
 ) -> None:
     """A ping comes no earlier than an interval after the last event, and the next an interval later."""
-    interval = 0.2
+    interval = 0.3
     clock = asyncio.get_running_loop().time
     sent = []
 
@@ -204,14 +211,12 @@ async def test_the_interval_is_counted_from_the_last_byte_downstream(
     up = await upstream(step)
     client = await ask(await proxy(up, ping_interval=interval))
     await client.head()
-    assert await client.read_until(PING) == FIRST + PING
-    sent.append(clock())
-    assert await client.read_until(PING) == PING
-    sent.append(clock())
-    first, second = sent[1] - sent[0], sent[2] - sent[1]
-    # The clock's grain is one millisecond at worst; the second ping was seen a little after it was sent.
-    assert first >= interval - 0.002
-    assert second >= interval / 2
+    # On a slow machine the pause may have been longer than the interval.
+    assert (await client.read_until(FIRST)).replace(PING, b"") == FIRST
+    for count in (1, 2):
+        assert await client.read_until(PING) == PING
+        # The clock's grain is one millisecond at worst.
+        assert clock() - sent[0] >= count * interval - 0.002
 
 
 async def test_a_stream_that_is_not_silent_gets_no_ping(upstream: StartUpstream, proxy: StartProxy) -> None:
@@ -282,7 +287,9 @@ async def test_no_ping_after_the_end(upstream: StartUpstream, proxy: StartProxy,
     await client.head()
     await client.read_until(ENDS[end])
     await three_intervals(clock)
-    assert client.received.endswith(FIRST + ENDS[end])
+    assert client.received.endswith(ENDS[end])
+    # On a slow machine there may be pings before the end.
+    assert client.received.replace(PING, b"") == FIRST + ENDS[end]
 
 
 @pytest.mark.parametrize("coding", [b"gzip", b"br", b"zstd"])

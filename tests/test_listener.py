@@ -9,6 +9,7 @@ import os
 import resource
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -60,6 +61,12 @@ async def taken(reader: asyncio.StreamReader, seconds: float = 5) -> bool:
         return False
 
 
+async def two_are_taken(ends: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]) -> bool:
+    """Whether the first two connections are accepted, and then no other."""
+    first = [await taken(reader) for reader, _ in ends[:2]]
+    return first == [True, True] and not any([await taken(reader, 0.2) for reader, _ in ends[2:]])
+
+
 async def test_beyond_the_limit_connections_wait(
     listening: Callable[[int], Listener], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -68,7 +75,7 @@ async def test_beyond_the_limit_connections_wait(
     port = await begin(one)
     with caplog.at_level(logging.WARNING):
         ends = [await asyncio.open_connection("127.0.0.1", port) for _ in range(5)]
-        assert [await taken(reader, 0.3) for reader, _ in ends] == [True, True, False, False, False]
+        assert await two_are_taken(ends)
         assert one.open == 2
         for index in range(3):
             ends[index][1].close()
@@ -105,8 +112,12 @@ async def test_without_descriptors_connections_wait(
     one.add(exhausted)
     one.start(lambda: Held(one.left), lambda: None)
     reader, writer = await asyncio.open_connection(*exhausted.getsockname())
+    began = time.monotonic()
     assert not await taken(reader, 0.3)
-    assert 2 <= tries <= 10
+    async with asyncio.timeout(5):
+        while tries < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert tries <= 4 + (time.monotonic() - began) / 0.05
     assert [record.message for record in caplog.records] == [
         f"connections have to wait: {os.strerror(errno.EMFILE)}"
     ]
@@ -136,7 +147,7 @@ async def test_who_waits_beyond_the_limit_is_taken_in_too(listening: Callable[[i
     one = listening(2)
     port = await begin(one)
     ends = [await asyncio.open_connection("127.0.0.1", port) for _ in range(5)]
-    assert [await taken(reader, 0.3) for reader, _ in ends] == [True, True, False, False, False]
+    assert await two_are_taken(ends)
     await one.close()
     assert [await taken(reader) for reader, _ in ends[2:]] == [True, True, True]
     for _, writer in ends:

@@ -335,7 +335,7 @@ async def test_idle_connections_upstream_make_room(tmp_path: Path) -> None:
         request = post(MESSAGES, asked(fallbacks=["second/claude-2"]))
         wires = await asyncio.gather(*(service.enter(request) for _ in range(TAKEN_IN)))
         await crowd.until(lambda: sum(first.asked.values()) == TAKEN_IN, "the requests at the first provider")
-        await crowd.until(lambda: holds.begun == TAKEN_IN, "the requests at the second provider", 5)
+        await crowd.until(lambda: holds.begun == TAKEN_IN, "the requests at the second provider", 10)
         holds.go.set()
         assert Counter([(await answered(wire)).status for wire in wires]) == {200: TAKEN_IN}
 
@@ -354,5 +354,5 @@ async def test_idle_clients_make_room(tmp_path: Path) -> None:
             assert (await answered(wire, leaves=False)).status == 200
         for _ in range(20):
             wire = await service.enter(post(MESSAGES, asked()))
-            wire.patience = 5
+            wire.patience = 20
             assert (await answered(wire, leaves=False)).status == 200

@@ -22,7 +22,8 @@ import pytest
 from hostile_case import BODY, CHUNKED, END, GET, MODEL, SIZED, UPLOAD, VERSION
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
-from rawclient import Client, Gone, Response, asked
+from lateness import sent_at_once
+from rawclient import Client, Gone, Response, asked, post
 from running import Proxy, StartProxy, StartUpstream
 from scripted import Conn, Request, Upstream, answer
 from strict_reading import Reading, read, read_all
@@ -114,7 +115,9 @@ async def test_nothing_is_relayed_that_a_strict_reader_does_not_see(
     assert [response.body for response in answers if response.status == 200] == [r.raw for r in relayed]
     assert {response.status for response in answers} <= {200, 400, 404, 405, 408, 413, 417, 431, 501, 505}
     body = asked()
-    good = await p.post("/anthropic/v1/messages", body)
+    client = await sent_at_once(p, post("/anthropic/v1/messages", body))
+    good = await client.response()
+    client.close()
     assert good.status == 200
     assert good.body == up.requests[-1].raw == up.requests[before + len(relayed)].raw
     assert up.requests[-1].body == body

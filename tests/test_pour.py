@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import cast
 
+from rawclient import PATIENCE
+
 from proxy.answer import Answer, Request
 from proxy.config import NetworkConfig
 from proxy.connection import Connection, Origin
@@ -85,10 +87,10 @@ async def test_a_reader_that_catches_up_at_once_gets_the_rest() -> None:
     comes(b"2\r\ncd\r\n")
     assert transport.paused
     sink.slow = False
-    assert await asyncio.wait_for(pouring, 1) is False
+    assert await asyncio.wait_for(pouring, PATIENCE) is False
     pouring = loop.create_task(answer.pour(sink))
     await asyncio.sleep(0)
     assert not transport.paused
     comes(b"2\r\nef\r\n0\r\n\r\n")
-    assert await asyncio.wait_for(pouring, 1) is True
+    assert await asyncio.wait_for(pouring, PATIENCE) is True
     assert sink.data == b"abcdef"

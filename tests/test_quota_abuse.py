@@ -102,14 +102,20 @@ async def test_what_reports_no_usage_is_not_free(
 async def test_an_early_stream_that_failed_costs_nothing(upstream: StartUpstream, governed: Governed) -> None:
     """Its 200 is the proxy's own: nobody has answered."""
 
+    begun = asyncio.Event()
+
     async def refuses_late(conn: Conn) -> None:
         await conn.request()
-        await asyncio.sleep(0.2)
+        await begun.wait()
         await conn.send(refusal(529))
 
     up = await upstream(raw(refuses_late))
     p = await governed(up, alice=budget(10**9), early_stream_after=0.05)
-    response = await ask(p, stream=True)
+    client = await p.connect()
+    await client.send(post(MESSAGES, asked(stream=True), [ALICE], key=None))
+    await client.head()
+    begun.set()
+    response = await client.rest()
     assert (response.status, b"event: error" in response.body) == (200, True)
     assert (await p.line())["cost"] == "0"
     assert (await governed.counters(p))["virtual_key/alice cost"] == 0

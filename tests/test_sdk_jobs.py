@@ -75,10 +75,11 @@ async def test_jobs(
     proxy = await demo_proxy(keys=keys, silence=THINKS, store=f"sqlite:{tmp_path}/state.db")
     seen = await run(version, "jobs", base_urls(proxy)[base])
     without = seen["without"]
-    for job in (seen["message"], *seen["async"]["messages"]):
+    jobs = (seen["message"], *seen["async"]["messages"])
+    for job in jobs:
         check_job(job, NO_MESSAGE, without)
-        # That of the submit, and of a poll at least.
-        assert len(job["empty"]) > 1
+    # That of the submit, and of a poll at least. On a slow machine a job may be over at the first poll.
+    assert max(len(job["empty"]) for job in jobs) > 1
     assert seen["raw"]["statuses"][0] == "pending"
     assert seen["raw"]["statuses"][-1] == "completed"
     assert seen["raw"]["content"] == without["content"]

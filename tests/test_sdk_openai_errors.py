@@ -106,7 +106,7 @@ async def governed(proxy: StartProxy, upstream: Any, closed_port: int, tmp_path:
             "openai": provider(upstream),
             "dead": provider(f"http://127.0.0.1:{closed_port}", "dead"),
         },
-        network={"first_byte_timeout": 0.2},
+        network={"first_byte_timeout": 0.7},
         environ={name.upper(): value for name, value in HOLDERS.items()},
         virtual_keys=keys,
         require_virtual_key=True,
@@ -128,9 +128,9 @@ async def test_a_stream_that_is_cut_raises(
     The same event tells what came too late for a status, because the 200 was out.
     """
     up = await openai_upstream()
-    hasty = provider(up, network_config={"max_retries": 0, "first_byte_timeout": 0.3})
+    hasty = provider(up, network_config={"max_retries": 0, "first_byte_timeout": 0.8})
     providers = {"openai": provider(up), "hasty": hasty}
-    p = await serving(proxy, providers, early_stream_after=0.1, ping_interval=0.02)
+    p = await serving(proxy, providers, early_stream_after=0.05, ping_interval=0.02)
     asking = {
         f"{model} {name} {call}": {
             "client": client,

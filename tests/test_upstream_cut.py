@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 import pytest
@@ -33,6 +34,8 @@ from scripted import (
 
 MESSAGES = "/anthropic/v1/messages"
 FIRST = MESSAGE_EVENTS[0]
+
+clock = time.monotonic
 
 AFTER: dict[str, tuple[bytes, bool]] = {
     "the head": (b"", True),
@@ -140,12 +143,13 @@ async def test_pings_do_not_keep_a_dead_stream_alive(upstream: StartUpstream, pr
         await conn.gone()
 
     up = await upstream(step)
-    p = await proxy(up, network={"idle_timeout": 0.3}, ping_interval=0.02)
+    p = await proxy(up, network={"idle_timeout": 0.5}, ping_interval=0.01)
     response = await p.post(MESSAGES, asked(stream=True))
     assert response.reset
     pings, _, event = response.body.removeprefix(FIRST).partition(b"event: error")
+    # About fifty; on a machine that stands still, one at least before the timer that is due later.
+    assert pings
     assert pings == PING * (len(pings) // len(PING))
-    assert len(pings) >= 2 * len(PING)
     assert error_of(b"event: error" + event)["error"]["type"] == "timeout_error"
 
 
@@ -252,7 +256,13 @@ def check_cut_at(position: int, sent: Answer, response: Response, *, fallback: b
 @pytest.mark.parametrize("how", ["FIN", "RST"])
 @pytest.mark.parametrize("name", ANSWERS)
 async def test_an_answer_that_ends_at_any_byte(
-    upstream: StartUpstream, proxy: StartProxy, name: str, how: str, *, fallback: bool
+    upstream: StartUpstream,
+    proxy: StartProxy,
+    machine: Callable[[], float],
+    name: str,
+    how: str,
+    *,
+    fallback: bool,
 ) -> None:
     """An error of ours or the next target's answer, then a reset, and a whole answer only for a whole one."""
     sent = ANSWERS[name]
@@ -276,8 +286,9 @@ async def test_an_answer_that_ends_at_any_byte(
     async with asyncio.TaskGroup() as group:
         for position in positions:
             group.create_task(ask(position))
-    async with asyncio.timeout(1):
-        await up.quiet()
+    began, late = clock(), machine()
+    await up.quiet()
+    assert clock() - began < 1 + machine() - late
     await p.stop()
     commit = sent.commit(fallback=fallback)
     endings = Counter(line["ending"] for line in p.lines)
@@ -287,30 +298,11 @@ async def test_an_answer_that_ends_at_any_byte(
 
 # Standing still.
 
-FIRST_BYTE, IDLE = 0.2, 0.4
-"""The timers, in seconds."""
+FIRST_BYTE, IDLE = 1.0, 1.4
+"""The timers, in seconds: a machine may stand still for most of one while an answer is on its way."""
 
 LATE = 0.5
 """Seconds behind its timer within which an answer must have ended, beside what the machine itself is late."""
-
-
-@pytest.fixture
-async def machine() -> AsyncIterator[Callable[[], float]]:
-    """Tells how late, in seconds, this process has been so far in all: others want the processors as well."""
-    loop = asyncio.get_running_loop()
-    late = 0.0
-
-    async def watch() -> None:
-        nonlocal late
-        while True:
-            due = loop.time() + 0.01
-            await asyncio.sleep(0.01)
-            late += loop.time() - due
-
-    watching = loop.create_task(watch())
-    yield lambda: late
-    watching.cancel()
-    await asyncio.wait([watching])
 
 
 class Stall(NamedTuple):
@@ -389,8 +381,9 @@ async def test_an_upstream_that_stands_still(
             name: group.create_task(p.post(MESSAGES, asked(name, stream=True, fallbacks=fallbacks)))
             for name in STALLS
         }
-    async with asyncio.timeout(1):
-        await up.quiet()
+    began, late = clock(), machine()
+    await up.quiet()
+    assert clock() - began < 1 + machine() - late
     await p.stop()
     lines = {line["model"]: line for line in p.lines}
     assert len(p.lines) == len(lines) == len(STALLS)
@@ -422,26 +415,27 @@ async def test_a_head_that_dribbles_is_504(
             await conn.send(repeated)
             await asyncio.sleep(0.02)
 
-    p = await proxy(await upstream(step), network={"first_byte_timeout": FIRST_BYTE, "max_retries": 0})
+    p = await proxy(await upstream(step), network={"first_byte_timeout": 0.2, "max_retries": 0})
     response = await p.post(MESSAGES, asked())
     assert (response.status, json.loads(response.body)["error"]["type"]) == (504, "timeout_error")
     line = await p.line()
     assert line["ending"] == "uH"
-    assert FIRST_BYTE <= line["total_ms"] / 1000 < FIRST_BYTE + LATE + machine()
+    assert 0.2 <= line["total_ms"] / 1000 < 0.2 + LATE + machine()
 
 
 @pytest.mark.parametrize("name", ANSWERS)
 async def test_a_body_that_dribbles_is_whole(upstream: StartUpstream, proxy: StartProxy, name: str) -> None:
     """`idle_timeout` counts silence alone: each byte begins it anew, however long the whole takes."""
-    sent = ANSWERS[name]
+    sent, idle = ANSWERS[name], 1.0
+    parts = [sent.body[start : start + 8] for start in range(0, len(sent.body), 8)]
 
     async def step(conn: Conn, _: Request) -> None:
         await conn.send(sent.head)
-        for start in range(0, len(sent.body), 8):
-            await conn.send(sent.body[start : start + 8])
-            await asyncio.sleep(0.02)
+        for part in parts:
+            await conn.send(part)
+            await asyncio.sleep(1.1 * idle / len(parts))
 
-    p = await proxy(await upstream(step), network={"idle_timeout": IDLE}, ping_interval=0)
+    p = await proxy(await upstream(step), network={"idle_timeout": idle}, ping_interval=0)
     response = await p.post(MESSAGES, asked(stream=sent.stream))
     assert (response.complete, response.body) == (True, sent.content)
-    assert (await p.line())["total_ms"] / 1000 > IDLE
+    assert (await p.line())["total_ms"] / 1000 > idle

@@ -212,7 +212,9 @@ async def test_a_connection_that_fails(upstream: StartUpstream, proxy: StartProx
         up.allow_unused = True
     backup = await upstream(GOOD, GOOD)
     timer = {"first_byte_timeout": 0.2} if fault.event == "timeout" else {}
-    p = await proxy(providers={"anthropic": up, "backup": backup}, network=PATIENT | timer)
+    # Of the backup no time is short: on a slow machine it would be over.
+    primary = {"base_urls": {"anthropic": up.url}, "network_config": PATIENT | timer}
+    p = await proxy(providers={"anthropic": primary, "backup": backup})
     came = await ask_in_all_modes(p, fault.padding)
     assert came == [Came.failed(mode, fault.status, fault.event, fault.calls) for mode in MODES]
     await let_go(up)
@@ -259,9 +261,9 @@ async def test_an_upstream_that_cannot_be_reached(
     where, status, ended = UNREACHABLE[name]
     backup = await upstream(GOOD, GOOD)
     with where() as url:
-        primary = {"base_urls": {"anthropic": url}}
         timer = {"connect_timeout": 0.3} if status == 504 else {}
-        p = await proxy(providers={"anthropic": primary, "backup": backup}, network=PATIENT | timer)
+        primary = {"base_urls": {"anthropic": url}, "network_config": PATIENT | timer}
+        p = await proxy(providers={"anthropic": primary, "backup": backup})
         came = await ask_in_all_modes(p)
     assert came == [Came.failed(mode, status, "connect", 2) for mode in MODES]
     await check_endings(p, ended)

@@ -124,9 +124,9 @@ async def fails_to_connect(
     up, backup = await upstream(*[step] * 2 * len(MODES)), await upstream(GOOD, GOOD)
     # On a busy machine the time may be over before the greeting has come.
     up.allow_unused = status == 504
-    secure = {"base_urls": {"anthropic": f"https://127.0.0.1:{up.port}"}}
     timer = {"connect_timeout": 0.3} if status == 504 else {}
-    p = await proxy(providers={"anthropic": secure, "backup": backup}, network=PATIENT | timer)
+    secure = {"base_urls": {"anthropic": f"https://127.0.0.1:{up.port}"}, "network_config": PATIENT | timer}
+    p = await proxy(providers={"anthropic": secure, "backup": backup})
     came = await ask_in_all_modes(p)
     assert came == [Came.failed(mode, status, "connect", 2) for mode in MODES]
     await let_go(up)

@@ -638,9 +638,10 @@ def test_the_time_for_hostile_chunks_grows_with_their_length_only() -> None:
         best = float("inf")
         for _ in range(5):
             seen = Usage(SHAPES["anthropic"])
-            begin = time.perf_counter()
+            # Of this thread's own time, so that others who want the processor do not count.
+            begin = time.thread_time()
             seen.feed(data)
-            best = min(best, time.perf_counter() - begin)
+            best = min(best, time.thread_time() - begin)
         return best
 
     for what in ("marks", "nested", "nested with counts", "open objects"):

@@ -38,6 +38,9 @@ WORDS = (
 
 LINE_END = re.compile(rb"\r\n|\r|\n")
 
+FIELD = re.compile(rb"(?:\A|(?<=[\r\n]))(?=[^:\r\n])")
+"""The beginning of a line that is neither empty nor a comment."""
+
 END = re.compile(rb"event:[ ]?message_stop|data:[ ]?\[DONE\]|data:[ ]?\{\s*\"type\":\s*\"message_stop\"")
 
 COUNTED = {
@@ -116,14 +119,16 @@ def ends_with_an_end(data: bytes) -> bool:
 
 
 def check_first_event(data: bytes, between: list[bool]) -> None:
-    """It ends with the first empty line behind anything else, and with all of that line's end."""
+    """It ends with the first empty line behind anything but comments, and with all of that line's end."""
     event = sse.first_event(data)
-    FORM.is_error.search(event or data)  # Must not raise.
+    FORM.is_error_event(event or data)  # Must not raise.
     if data[:1] in (b"\r", b"\n"):
         # Empty lines in front of the first event may count as one.
         assert event is None or data.startswith(event)
         return
-    end = next((at for at in range(1, len(data) + 1) if between[at]), None)
+    field = FIELD.search(data)
+    begin = field.start() if field else len(data)
+    end = next((at for at in range(begin + 1, len(data) + 1) if between[at]), None)
     if end is not None and data[end - 1 : end + 1] == b"\r\n":
         end += 1
     assert event == (None if end is None else data[:end])
