@@ -95,6 +95,8 @@ class DemoUpstream:
     async def _answer(self, api: Api, request: web.BaseRequest) -> Said | Json:
         if not request.headers.get(FORMATS[api.wire_format].credential[0].decode()):
             raise Refusal(api.no_key, "authentication_error", "A key is required.")
+        if request.content_type.startswith("multipart/"):
+            raise answers.invalid("The demo takes no forms here: neither sound nor pictures")
         body = await read_json(request) if request.method == "POST" else {}
         if "fallbacks" in body:
             raise answers.invalid("fallbacks: Extra inputs are not permitted")

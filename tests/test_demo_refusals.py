@@ -19,6 +19,15 @@ async def test_bodies_that_are_no_object(http: aiohttp.ClientSession, talk: Talk
         await refused(response, talk.wire_format, 400)
 
 
+async def test_forms(http: aiohttp.ClientSession) -> None:
+    """What the demo cannot do it says, and takes no form for bad JSON."""
+    form = aiohttp.FormData({"model": "whisper-1"})
+    form.add_field("file", b"sound", filename="a.mp3")
+    path = "/openai/v1/audio/transcriptions"
+    async with http.post(path, data=form, headers=KEYS["openai"]) as response:
+        assert "no forms" in await refused(response, "openai", 400)
+
+
 @pytest.mark.parametrize("wrong", [None, [], {}, "", ["hi"], [{"role": "user", "content": 1, "parts": 1}]])
 async def test_bad_conversations(http: aiohttp.ClientSession, talk: Talk, wrong: Any) -> None:
     """A conversation that is none is a 400 that names the member."""
