@@ -43,7 +43,7 @@ MAX_REFUSAL_BYTES = 8192
 """How much of an answer is read to see whether it refuses our key. Those that do have about 500."""
 
 REFUSAL_SECONDS = 1.0
-"""How long the next bytes of such an answer may take; it is relayed then, whatever it is."""
+"""How long that may take; then the answer is relayed, whatever it is."""
 
 
 class Served(NamedTuple):
@@ -244,9 +244,14 @@ async def _look_for_key(outcome: Outcome, refused: re.Pattern[bytes]) -> None:
     answer = outcome.answer
     if answer is None:
         return
+    clock = asyncio.get_running_loop().time
+    until = clock() + REFUSAL_SECONDS
     # Who relays it meets its error again.
     with contextlib.suppress(ProxyError):
-        while len(outcome.held) < MAX_REFUSAL_BYTES and (chunk := await answer.read(REFUSAL_SECONDS)):
+        while len(outcome.held) < MAX_REFUSAL_BYTES:
+            chunk = await answer.read(max(0.0, until - clock()))
+            if not chunk:
+                break
             outcome.held += chunk
     if refused.search(outcome.held):
         outcome.event = "401"

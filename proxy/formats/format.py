@@ -209,7 +209,7 @@ def with_cache(whole: int, output: int, read: int | None, written: int | None) -
 
 _DATA = re.compile(rb"(?m)^data:[ ]?([^\r\n]*)")
 
-REFUSED_KEY = re.compile(
+KEY_REFUSAL = re.compile(
     # Google says the first (google.rpc.ErrorInfo of googleapis.com), xAI the second. With its quotes it is
     # no echo: in a text they would be escaped.
     rb'"reason"\s*:\s*"API_KEY_(INVALID|EXPIRED)"|"error"\s*:\s*"Incorrect API key provided'

@@ -26,7 +26,7 @@ from typing import Any
 from proxy.errors import ProxyError
 from proxy.usage import shape
 
-from .format import REFUSED_KEY, Format, Listing, Method, Place, text, with_cache
+from .format import KEY_REFUSAL, Format, Listing, Method, Place, text, with_cache
 
 _STATUSES = {
     400: "INVALID_ARGUMENT",
@@ -109,7 +109,7 @@ GENAI = Format(
     request_id=b"x-request-id",
     error=_error,
     is_error=re.compile(rb'(^|[\r\n])data:[ ]?\{\s*"error"\s*:'),
-    refused_key=REFUSED_KEY,
+    refused_key=KEY_REFUSAL,
     event=(b"data: ", b"\r\n\r\n"),
     ping=b"\n",
     usage=shape(

@@ -21,7 +21,7 @@ from typing import Any
 from proxy.errors import ProxyError
 from proxy.usage import shape
 
-from .format import COMMENT_PING, ERROR_EVENT, REFUSED_KEY, Format, Listing, Place, text, with_cache
+from .format import COMMENT_PING, ERROR_EVENT, KEY_REFUSAL, Format, Listing, Place, text, with_cache
 
 _TYPES = {
     401: "authentication_error",
@@ -108,7 +108,7 @@ OPENAI = Format(
     request_id=b"x-request-id",
     error=_error,
     is_error=_IS_ERROR,
-    refused_key=REFUSED_KEY,
+    refused_key=KEY_REFUSAL,
     event=ERROR_EVENT,
     ping=COMMENT_PING,
     usage=shape(
