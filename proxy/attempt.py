@@ -20,6 +20,7 @@ import re
 import time
 from typing import NamedTuple
 
+from . import coding
 from .answer import Answer
 from .config import Config, Key
 from .connection import Origin
@@ -134,11 +135,16 @@ class Runner:
                 answered.drop()
             raise
         tries.end()
+        refused = REFUSED_KEY if target.model else REFUSED_KEY - {"403"}
+        if answered is not None and answered.key and answered.event in refused:
+            # It is about a key of ours; see below.
+            answered.drop()
+            answered = None
         if outcome.answer is None and answered is not None:
             # What the provider last said is worth more to the client than that it then said nothing.
             answered.event = outcome.event
             return answered
-        if outcome.key and outcome.event in (REFUSED_KEY if target.model else REFUSED_KEY - {"403"}):
+        if outcome.key and outcome.event in refused:
             # Relayed, it would tell the client that its own key is bad. (Where no model is named a 403 may be
             # about what the path names.)
             outcome.drop()
@@ -253,7 +259,7 @@ async def _look_for_key(outcome: Outcome, refused: re.Pattern[bytes]) -> None:
             if not chunk:
                 break
             outcome.held += chunk
-    if refused.search(outcome.held):
+    if refused.search(coding.beginning(outcome.held, answer.fields.codings, MAX_REFUSAL_BYTES)):
         outcome.event = "401"
 
 
@@ -276,8 +282,8 @@ def _replayable(original: Original, outcome: Outcome) -> bool:
     if original.upload is not None:
         return False
     stale = outcome.error is not None and outcome.error.reused
-    if original.unseen and outcome.answer is None:
-        # What it begins may have been begun: a batch, a video.
+    if original.lasting and outcome.answer is None:
+        # It may have been begun.
         return stale
     if original.body is not None and original.place is not None:
         return True

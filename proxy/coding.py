@@ -41,5 +41,16 @@ def decoded(body: bytes, coding: str, limit: int) -> bytes:
     return plain
 
 
+def beginning(body: bytes, codings: str, limit: int) -> bytes:
+    """What can be read of an answer of which `body` is the beginning, at most `limit` bytes."""
+    wbits = _WBITS.get(codings.strip().lower())
+    if wbits is None:
+        return body
+    try:
+        return zlib.decompressobj(wbits).decompress(body, limit)
+    except zlib.error:
+        return body
+
+
 def _error(status: int, message: str) -> ProxyError:
     return ProxyError(status, message, source=Source.DOWNSTREAM)

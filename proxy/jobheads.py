@@ -69,6 +69,8 @@ class Request(NamedTuple):
                 "operation": route.operation,
                 "place": (route.place or Place.BODY).value,
                 "span": list(route.span),
+                "unseen": route.unseen,
+                "lasting": route.lasting,
                 "fields": [[name.decode("latin-1"), value.decode("latin-1")] for name, value in self.fields],
                 "holder": self.holder,
                 "identity": self.identity,
@@ -91,6 +93,8 @@ class Request(NamedTuple):
                 held["operation"],
                 place=Place(held.get("place", Place.BODY)),
                 span=(begin, end),
+                unseen=held.get("unseen", False),
+                lasting=held.get("lasting", False),
             )
             fields = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in held["fields"]]
             return cls(route, fields, held["holder"], held["identity"])

@@ -31,8 +31,8 @@ class Original:
     """The request as it came. At most one of `body` and `upload` is set."""
 
     __slots__ = (
-        *("about_to_send", "body", "fallbacks", "format", "held", "identity", "length", "method", "model"),
-        *("once", "outgoing", "again", "path", "place", "plain", "scan", "span", "unseen", "upload"),
+        *("about_to_send", "body", "fallbacks", "format", "held", "identity", "lasting", "length", "method"),
+        *("model", "once", "outgoing", "again", "path", "place", "plain", "scan", "span", "upload"),
     )
 
     def __init__(self, method: str, route: Route, outgoing: headers.Outgoing) -> None:
@@ -42,7 +42,7 @@ class Original:
         self.span = route.span
         """Where in `path` a model is named, if it is."""
         self.place = route.place
-        self.unseen = route.unseen
+        self.lasting = route.lasting
         self.again = self.format.inner_model.get(route.operation, ())
         """Where in `body` the path's model is named again."""
         self.outgoing = outgoing

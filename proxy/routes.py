@@ -82,6 +82,8 @@ class Route(NamedTuple):
     """Whether a stream is one of server-sent events."""
     unseen: bool = False
     """Whether it may use up what is told nowhere."""
+    lasting: bool = False
+    """Whether it begins what goes on when nobody waits for it."""
 
     @property
     def model(self) -> str:
@@ -274,7 +276,8 @@ def _below(method: str, root: Root, target: bytes, ways: list[bytes]) -> Route:
     below = [read[len(root.cut) :] for read in ways if read.startswith(root.cut + b"/")]
     if method in ("GET", "HEAD") and root.lists and b"/models" in below:
         return route._replace(kind=Kind.MODELS, label="/v1/models")
-    if method == "POST" and not all(map(form.free_paths.fullmatch, below)):
+    writes = method not in ("GET", "HEAD", "DELETE", "OPTIONS")
+    if writes and not (below and all(map(form.free_paths.fullmatch, below))):
         route = route._replace(unseen=True)
     if any(map(form.batches.fullmatch, below)):
         return route._replace(kind=Kind.BATCH, label=f"/{form.name}/batches")
@@ -282,7 +285,9 @@ def _below(method: str, root: Root, target: bytes, ways: list[bytes]) -> Route:
         found = form.read_path.fullmatch(raw) if form.read_path is not None else None
         return route._replace(span=found.span("model")) if found and _is_plain(found) else route
     path = next(filter(form.paths.__contains__, below), None)
-    unseen = any(map(form.unseen.fullmatch, below))
+    # What names a model tells what it uses up, but for these; of what names none nobody knows.
+    lasting = any(map(form.lasting.fullmatch, below))
+    unseen = lasting or any(map(form.unseen.fullmatch, below))
     if path is not None:
         operation = form.operation(path)
         events = path not in form.line_paths
@@ -293,6 +298,7 @@ def _below(method: str, root: Root, target: bytes, ways: list[bytes]) -> Route:
             place=form.paths[path],
             events=events,
             unseen=unseen,
+            lasting=lasting,
         )
     if form.model_path is None or not any(map(form.model_path.fullmatch, below)):
         return route._replace(kind=Kind.HELD) if form.holds_all else route
@@ -314,6 +320,7 @@ def _below(method: str, root: Root, target: bytes, ways: list[bytes]) -> Route:
         span=found.span("model"),
         stream=known is not None and known.stream,
         unseen=unseen,
+        lasting=lasting,
     )
 
 

@@ -98,6 +98,10 @@ class Rules:
                         "A fallback for a model in the path has letters, digits and . _ - : / @ + = , ~ ( )"
                         " only, and no resource's name before a slash.",
                     )
+            if original.fallbacks and not original.model:
+                # No model stands there for another to replace: a fallback would get what the provider
+                # chooses, under the name of what was asked for.
+                raise _bad(400, "Fallbacks need a `model` whose place they can take; name one.")
             return self._planner.plan(wire_format, original.model, original.fallbacks)
         if original.outgoing.provider is not None:
             return self._planner.at(wire_format, original.outgoing.provider.decode("latin-1"))

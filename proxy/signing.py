@@ -72,7 +72,7 @@ def _now() -> datetime:
 
 
 class NoCredentials(ProxyError):
-    """There are none for a key. It is as if the provider had refused that key."""
+    """There are none for a key. The next one is taken, as if the provider had refused it."""
 
     def __init__(self, key: Key, lack: str) -> None:
         super().__init__(

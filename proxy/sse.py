@@ -31,7 +31,7 @@ _FINISHED = re.compile(
 _EVENT_END = re.compile(rb"\r\n\r\n|\n\r\n|\n\n|\r\r(?!\n)|\r\r\n")
 
 
-_COMMENTS = re.compile(rb"(?:(?::[^\r\n]*+)?+[\r\n]++)*+")
+_COMMENTS = re.compile(rb"(?>(?:(?::[^\r\n]*+|)[\r\n]++)*)")
 """Comments and empty lines."""
 
 
@@ -63,9 +63,6 @@ def first_event(data: bytes) -> bytes | None:
 
     Comments are no event (WHATWG HTML, section 9.2.6): some providers send them while they wait.
     """
-    begin = 0
-    while end := _EVENT_END.search(data, begin):
-        if not _COMMENTS.fullmatch(data, begin, end.end()):
-            return data[: end.end()]
-        begin = end.end()
-    return None
+    comments = _COMMENTS.match(data)
+    end = _EVENT_END.search(data, comments.end() if comments else 0)
+    return data[: end.end()] if end else None

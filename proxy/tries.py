@@ -46,7 +46,7 @@ class Tries:
         if self.key is None:
             return
         outcome.key = self.key.name
-        if outcome.event in REFUSED_KEY:
+        if outcome.event in REFUSED_KEY and outcome.answer is not None:
             self._refused.append((self.key, outcome.event))
         elif outcome.answer is not None and outcome.answer.status < 500:
             self._cooling.worked(self._target, self.key)

@@ -6,12 +6,14 @@ Not here: forms (`test_openai_forms`), what the SDKs send (`test_sdk_openai`).
 from __future__ import annotations
 
 import asyncio
+import gzip
+import zlib
 from typing import Any
 
 import pytest
 from rawclient import Response, post, request_head
 from running import Proxy, StartProxy, StartUpstream
-from scripted import Conn, Request, Upstream, answer, refusal, streamed
+from scripted import JSON_TYPE, Conn, Request, Upstream, answer, refusal, streamed
 
 GOOD = answer(body=b'{"object":"x"}')
 AZURE = "/openai/deployments/{}/chat/completions?api-version=2025-01-01"
@@ -52,6 +54,18 @@ async def test_a_model_that_is_null_is_none(upstream: StartUpstream, proxy: Star
     refused = await ask(p, "/v1/chat/completions", NULL)
     assert refused.status == 400
     assert b"`model` is not a string at byte 9" in refused.body
+
+
+@pytest.mark.parametrize("body", [NULL, b'{"input":"x"}'], ids=["null", "missing"])
+async def test_fallbacks_need_a_model_to_replace(
+    upstream: StartUpstream, proxy: StartProxy, body: bytes
+) -> None:
+    """The fallback would get what the provider chooses, under the name of what a key may use."""
+    up = await upstream()
+    p = await proxy(providers={"openai": speaks(up, "openai")}, default_providers={})
+    refused = await ask(p, "/v1/responses", body, (b"x-bf-fallbacks", b"openai/cheap"))
+    assert refused.status == 400
+    assert b"Fallbacks need a `model`" in refused.body
 
 
 async def test_a_deployment_s_own_extensions(upstream: StartUpstream, proxy: StartProxy) -> None:
@@ -152,6 +166,43 @@ async def test_a_400_may_be_about_our_key(upstream: StartUpstream, proxy: StartP
     response = await ask(p, path.replace("models/m", "models/one%2Fm"), b'{"model":"one/m"}')
     assert response.status == 502
     assert b"one takes none of the keys" in response.body
+    assert b"API_KEY" not in response.body
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+async def test_a_compressed_400_may_be_about_our_key(
+    upstream: StartUpstream, proxy: StartProxy, coding: str
+) -> None:
+    """It is looked into; what SDKs accept decides whether it comes so."""
+    packed = gzip.compress(INVALID) if coding == "gzip" else zlib.compress(INVALID)
+    fields = [JSON_TYPE, (b"Content-Encoding", coding.encode())]
+    up = await upstream(answer(400, fields, packed))
+    p = await proxy(providers={"gemini": speaks(up, "genai")}, default_providers={})
+    response = await ask(p, "/genai/v1beta/models/m:generateContent", b"{}")
+    assert response.status == 502
+    assert b"gemini takes none of the keys" in response.body
+
+
+@pytest.mark.parametrize("first", [answer(400, body=INVALID), refusal(401)], ids=["400", "401"])
+async def test_a_refused_key_is_not_shown_when_the_next_has_no_answer(
+    upstream: StartUpstream, proxy: StartProxy, first: bytes
+) -> None:
+    """What the provider said last is about a key that the client does not have."""
+
+    async def reset(conn: Conn, _: Request) -> None:
+        conn.reset()
+
+    # A connection that was used before may just have been old: that is tried once more.
+    up = await upstream(first, reset, reset)
+    named = [{"name": name, "value": f"env.TEST_KEY_{name.upper()}"} for name in ("bad", "good")]
+    keys = [named[0], {**named[1], "weight": 0}]
+    p = await proxy(
+        providers={"gemini": {**speaks(up, "genai"), "keys": keys}},
+        default_providers={},
+        network={"max_retries": 0},
+    )
+    response = await ask(p, "/genai/v1beta/models/m:generateContent", b"{}")
+    assert response.status == 502
     assert b"API_KEY" not in response.body
 
 

@@ -35,6 +35,11 @@ BEGUN = {
     "in another spelling": "/openai/v1/files/..%2frealtime%2fclient_secrets",
     "a video from a video": "/openai/v1/videos/edits",
     "a container": "/openai/v1/containers",
+    "a cache": "/genai/v1beta/cachedContents",
+    "an index": "/genai/v1beta/fileSearchStores/x:importFile",
+    "Mistral's conversation": "/v1/conversations",
+    "vLLM's batch": "/v1/chat/completions/batch",
+    "nothing": "/anthropic/",
     "what comes tomorrow": "/cohere/v3/think",
 }
 FREE = (
@@ -50,11 +55,11 @@ FREE = (
     "/openai/v1/threads/t/runs/r/cancel",
     "/v1/conversations/c/items",
     "/v1/responses/r/cancel",
-    "/v1/chat/completions/c",
+    "/v1/chat/completions/chatcmpl-c",
     "/openai/openai/v1/files",
     "/openai/openai/files?api-version=1",
     "/genai/upload/v1beta/files",
-    "/genai/v1beta/cachedContents",
+    "/genai/v1beta/fileSearchStores",
     "/genai/v1beta/batches/b:cancel",
     "/cohere/v1/datasets",
     "/cohere/v1/embed-jobs/j/cancel",
@@ -84,15 +89,16 @@ async def governed(proxy: StartProxy, up: Upstream, place: Path) -> Proxy:
     )
 
 
-async def asked(p: Proxy, path: str, holder: str) -> int:
+async def asked(p: Proxy, path: str, holder: str, *more: tuple[bytes, bytes], method: str = "POST") -> int:
     body = b'{"model":"m"}'
     fields = [
         (b"Host", b"proxy.test"),
         (b"x-bf-vk", KEYS[holder].encode()),
+        *more,
         (b"Content-Type", b"application/json"),
         (b"Content-Length", b"%d" % len(body)),
     ]
-    return (await p.ask(request_head("POST", path, fields) + body)).status
+    return (await p.ask(request_head(method, path, fields) + body, method)).status
 
 
 @pytest.mark.parametrize("what", BEGUN)
@@ -110,6 +116,19 @@ async def test_who_has_a_limit_on_tokens_cannot_begin_it(
         return
     assert refused == 403
     assert await asked(p, BEGUN[what], "bob") == 200
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "QUERY"])
+async def test_no_other_method_begins_it(
+    upstream: StartUpstream, proxy: StartProxy, tmp_path: Path, method: str
+) -> None:
+    """What writes is written with POST by today's APIs only."""
+    up = await upstream(answer(body=b"{}"))
+    p = await governed(proxy, up, tmp_path)
+    path = "/openai/openai/ingestion/jobs/j?api-version=1"
+    assert await asked(p, path, "alice", method=method) == 403
+    assert await asked(p, path, "bob", method=method) == 200
+    assert len(up.requests) == 1
 
 
 async def test_what_uses_up_nothing_is_allowed(
@@ -134,3 +153,33 @@ async def test_it_is_not_begun_twice(
     p = await governed(proxy, up, tmp_path)
     assert await asked(p, BEGUN.get(what, "/openai/v1/videos"), "bob") == 502
     assert len(up.requests) == 1
+
+
+async def test_a_job_does_not_begin_it_twice(
+    upstream: StartUpstream, proxy: StartProxy, tmp_path: Path
+) -> None:
+    """It keeps what its route was."""
+
+    async def reset(conn: Conn, _: Request) -> None:
+        conn.reset()
+
+    up = await upstream(reset)
+    p = await governed(proxy, up, tmp_path)
+    assert await asked(p, "/openai/v1/videos", "bob", (b"x-bf-async", b"true")) == 200
+    await p.line()
+    done = await p.line()
+    assert (done["status"], done["attempts"]) == (502, ["openai/m:reset"])
+    assert len(up.requests) == 1
+
+
+async def test_an_interaction_is_asked_again(
+    upstream: StartUpstream, proxy: StartProxy, tmp_path: Path
+) -> None:
+    """It is mostly a talk like any: its usage is not seen, but nothing goes on without the client."""
+
+    async def reset(conn: Conn, _: Request) -> None:
+        conn.reset()
+
+    up = await upstream(reset, answer(body=b"{}"))
+    p = await governed(proxy, up, tmp_path)
+    assert await asked(p, BEGUN["interactions"], "bob") == 200

@@ -16,7 +16,7 @@ import re
 from types import MappingProxyType
 
 from .format import Listing, Method, Place
-from .openai import FREE, MEDIA_IN, MEDIA_OUT, OPENAI, PATHS, UNSEEN
+from .openai import FREE, LASTING, MEDIA_IN, MEDIA_OUT, OPENAI, PATHS
 
 _METHODS = {
     path[1:]: Method(path[1:].decode(), place=Place.FORM if place is Place.FORM else Place.PATH)
@@ -47,7 +47,7 @@ AZURE = dataclasses.replace(
     body_model="",
     read_path=None,
     listing=Listing(b"/openai/v1/models", "data", "id"),
-    unseen=re.compile(rb"/openai(/v1)?" + UNSEEN),
+    lasting=re.compile(rb"/openai(/v1|/deployments/.+)?" + LASTING),
     free_paths=re.compile(rb"/openai(/v1)?" + FREE),
     free=_operations("/responses/input_tokens", "/moderations"),
     media_in=_operations(*MEDIA_IN),

@@ -130,9 +130,11 @@ class Format:
     batches: re.Pattern[bytes] = re.compile(rb"(?!)")
     """The paths whose answers name the provider's host in ``results_url``."""
     unseen: re.Pattern[bytes] = re.compile(rb"(?!)")
-    """POST paths, in lower case, that name a model, and begin work whose usage passes nowhere."""
+    """POST paths, in lower case, that name a model, and whose usage passes nowhere."""
+    lasting: re.Pattern[bytes] = re.compile(rb"(?!)")
+    """As `unseen`, and what they begin goes on when nobody waits for it: a batch, a video."""
     free_paths: re.Pattern[bytes] = re.compile(rb"(?!)")
-    """POST paths, in lower case, that name no model and use up nothing: they keep, change or end something.
+    """POST paths, in lower case, that name no model and use up no tokens: they keep, change or end something.
     The usage of any other one that names no model is taken to pass nowhere."""
     free: frozenset[str] = frozenset()
     """Operations whose answers report no usage because they cost nothing."""

@@ -119,13 +119,12 @@ GENAI = Format(
         _normal,
     ),
     # The usage of an interaction has a name and a shape of its own, which nobody looks for.
-    unseen=re.compile(
-        rb"/[^/]+/(interactions"
-        rb"|models/.+(:|%3a)(batchgeneratecontent|asyncbatchembedcontent|predictlongrunning))"
+    unseen=re.compile(rb"/[^/]+/interactions"),
+    lasting=re.compile(
+        rb"/[^/]+/models/.+(:|%3a)(batchgeneratecontent|asyncbatchembedcontent|predictlongrunning)"
     ),
     free_paths=re.compile(
-        rb"(/upload)?/[^/]+/(files|filesearchstores)([:/].*)?"
-        rb"|/[^/]+/(cachedcontents|batches/[^/]+(:|%3a)cancel)"
+        rb"(/upload)?/[^/]+/files([:/].*)?|/[^/]+/(filesearchstores|batches/[^/]+(:|%3a)cancel)"
     ),
     media_out=frozenset(("/genai/models/{model}:predict",)),
     free=frozenset(("/genai/models/{model}:countTokens",)),

@@ -61,16 +61,17 @@ PATHS = MappingProxyType(
 )
 
 
-UNSEEN = rb"/videos"
-"""What is begun here and paid for later."""
+LASTING = rb"/videos"
 
 FREE = (
-    rb"/((files|uploads|vector_stores|conversations|assistants|skills)(/.*)?|containers/[^/]+/files"
+    rb"/((files|uploads|vector_stores|assistants|skills)(/.*)?|containers/[^/]+/files"
     rb"|threads(/[^/]+(/messages(/[^/]+)?)?)?(?<!threads/runs)|threads/[^/]+/runs/[^/]+(/cancel)?"
-    rb"|evals(/[^/]+)?|evals/[^/]+/runs/[^/]+|chat/completions/[^/]+"
+    rb"|evals(/[^/]+)?|evals/[^/]+/runs/[^/]+|chat/completions/chatcmpl-[^/]+"
     rb"|(responses|batches|fine_tuning/jobs)/[^/]+/(cancel|pause)"
-    rb"|realtime/calls/[^/]+/(hangup|refer|reject))"
+    rb"|realtime/calls/[^/]+/(hangup|refer|reject)|conversations/[^/]+/items)"
 )
+"""What uses up no tokens, whoever has these paths. Mistral's ``/conversations`` answer (API reference), and
+vLLM's ``/chat/completions/batch`` does."""
 
 
 def _error(error: ProxyError, _: str) -> dict[str, Any]:
@@ -93,11 +94,12 @@ def _normal(found: Mapping[str, int]) -> dict[str, int]:
     return normal
 
 
-IMAGES_IN = ("/images/edits", "/images/variations")
+_PICTURES = ("/images/edits", "/images/variations")
 
-MEDIA_IN = ("/audio/transcriptions", "/audio/translations", *IMAGES_IN)
+# Where sound and pictures are sent, and where they come back.
+MEDIA_IN = ("/audio/transcriptions", "/audio/translations", *_PICTURES)
 
-MEDIA_OUT = ("/audio/speech", "/images/generations", *IMAGES_IN)
+MEDIA_OUT = ("/audio/speech", "/images/generations", *_PICTURES)
 
 OPENAI = Format(
     name="openai",
@@ -119,7 +121,7 @@ OPENAI = Format(
     ),
     read_path=re.compile(rb"/models/(?P<model>.+)"),
     listing=Listing(b"/models", "data", "id", before="models/"),
-    unseen=re.compile(UNSEEN),
+    lasting=re.compile(LASTING),
     free_paths=re.compile(FREE),
     free=frozenset(("/openai/v1/responses/input_tokens", "/openai/v1/moderations")),
     media_in=frozenset(f"/openai/v1{path}" for path in MEDIA_IN),
