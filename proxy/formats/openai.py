@@ -70,8 +70,8 @@ FREE = (
     rb"|(responses|batches|fine_tuning/jobs)/[^/]+/(cancel|pause)"
     rb"|realtime/calls/[^/]+/(hangup|refer|reject)|conversations/[^/]+/items)"
 )
-"""What uses up no tokens, whoever has these paths. Mistral's ``/conversations`` answer (API reference), and
-vLLM's ``/chat/completions/batch`` does."""
+"""What uses up no tokens, whoever has these paths. At Mistral ``/conversations`` answers (API reference), and
+at vLLM ``/chat/completions/batch``: they are not among them."""
 
 
 def _error(error: ProxyError, _: str) -> dict[str, Any]:
