@@ -30,7 +30,6 @@ _FINISHED = re.compile(
 
 _EVENT_END = re.compile(rb"\r\n\r\n|\n\r\n|\n\n|\r\r(?!\n)|\r\r\n")
 
-
 _COMMENTS = re.compile(rb"(?>(?:(?::[^\r\n]*+|)[\r\n]++)*)")
 """Comments and empty lines."""
 
